@@ -1,0 +1,5440 @@
+/* monet.h - v0.1.0 - the Monet transformer (Mixture of Monosemantic Experts) in one C99 header
+
+   Runs Monet language models (arXiv 2412.04139): 262,144 experts a layer, each close to one concept
+   and shows which of them a token used. No dependency beyond libc; pthreads if you ask for them.
+
+   In ONE source file:    #define MONET_IMPLEMENTATION
+                          #include "monet.h"
+   In all others:         #include "monet.h"
+
+   ---------------------------------------------------------------------------------------------
+
+   QUICK START             cc -O2 -pthread -I. examples/hello.c -o hello -lm && ./hello
+
+   ---- examples/hello.c ----
+    // The shortest complete program with monet.h: continues a text on standard output.
+    // cc -O2 -pthread -I. examples/hello.c -o hello -lm && ./hello
+    #define MONET_IMPLEMENTATION
+    #include "monet.h"
+    #include <stdio.h>
+
+    static bool print_text(void *user, const char *text, size_t size)
+    {
+        return fwrite(text, 1, size, (FILE *)user) == size && fflush((FILE *)user) == 0;
+    }
+
+    int main(int argc, char **argv)
+    {
+        monet_error err = {{0}, MONET_OK};
+        monet_model *model = NULL;
+        monet_session *session = NULL;
+        monet_generate_config config = {0};
+        config.sampler.temperature = 0.8f;
+        config.sampler.top_p = 0.9f;
+        config.max_tokens = 100;
+        config.text_fn = print_text;
+        config.user = stdout;
+
+        const char *path = argc > 1 ? argv[1] : "examples/monet-4m.monet";
+        if (monet_model_load(path, NULL, &model, &err) != MONET_OK ||
+            monet_session_create(model, NULL, &session, &err) != MONET_OK) {
+            fprintf(stderr, "%s\n", err.message);
+        } else if (monet_session_generate(session, "The key to life is", &config, NULL)) {
+            fprintf(stderr, "%s\n", monet_session_error(session)->message);
+        }
+        monet_session_free(session);
+        monet_model_free(model);
+        return err.code != MONET_OK;
+    }
+   ---- end ----
+
+   CONTENTS               search for >>word to jump
+
+     API                  >>base >>tensors >>model >>writer >>tokenizer_api >>session_api
+                          >>routing_api >>taps_api >>sampling_api >>generation_api
+     implementation       >>platform >>memory >>numbers >>hash >>kernels >>threads >>layers
+                          >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
+                          >>routing >>sampling >>generation >>undef
+
+   WHAT MONET IS
+
+   A Llama-shaped decoder whose feed-forward layer is a mixture of N*N tiny experts (N = 512 in the
+   released models). Expert (i,j) is built from half-expert i of one axis and half-expert j of the
+   other, so parameters grow with N, not with N*N. For each of H heads a router gives half-experts
+   gates g1[h,i] and g2[h,j]; most are exactly 0. A layer depends on the routing only through
+
+       P[i,j] = sum over h of g1[h,i] * g2[h,j]         the pair matrix; r, c = its row, column sums
+
+       horizontal (HD)  y      = V (P^T a) + bias2^T c                      a  = relu(U x + b)^2
+       vertical   (VD)  top    = V11 (r.a1) + V12 (P a2)   + B1^T r         a1 = relu(U1 x + b1)^2
+                        bottom = V21 (P^T a1) + V22 (c.a2) + B2^T c         a2 = relu(U2 x + b2)^2
+
+   (sections 3.1-3.3 of the paper). A half-expert with gate zero contributes exactly nothing, so its
+   weights are not even read: work grows with the active half-experts (about 12 % of them), not N.
+
+   MONET.H DOES NOT
+
+     use a GPU; build graphs; run other architectures; read Hugging Face files (tools/convert.c
+     does); run the vision variant; print, exit, abort, read the environment or keep global state.
+
+   SWITCHES               define before the #include that holds MONET_IMPLEMENTATION
+
+     MONET_STATIC         all functions static: two libraries may embed monet.h in one program
+     MONET_NO_STDIO       no file functions: load from memory only
+     MONET_NO_SIMD        plain C kernels only (they are all there is in this version)
+     MONET_NO_TRAINING    leaves the trainer out (there is none in this version)
+     MONET_THREADS        sessions with host.n_threads > 1 get a pool of pthreads
+     MONET_REAL           the type of the arithmetic: float. The tests build with double, to check
+                          derivatives; such a build loads no files.
+
+   OWNERSHIP AND THREADS
+
+     model                read-only once loaded: any number of threads and sessions may share it.
+                          It must outlive its sessions.
+     session              one sequence: its KV cache and logits. One thread at a time.
+     writer               one file being written. One thread at a time.
+     Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it). Nothing
+     is allocated by eval, sample or rewind; encode (and so generate) takes scratch and frees it.
+
+   DETERMINISM
+
+     Equal inputs give equal bits, for any number of threads and any split of a prompt into evals:
+     every sum has one fixed order (16 partial sums, then one tree). Another compiler or other flags
+     may round differently: the last digits differ then.
+
+   SECURITY
+
+     A .monet file is hostile until proven otherwise: all of it but the weights is checked before
+     it is used, in time and memory bounded by the file's size. Weights are any numbers: NaN or
+     infinity end in MONET_ERROR_NUMERIC. If another process truncates a file while it is mapped,
+     reading it raises SIGBUS: set config.copy where that can happen; writers must rename.
+     The hashes find accidents, not attackers.
+
+   THE .monet FILE        all numbers little-endian; section starts and tensors aligned to 64 bytes
+
+     fixed header, 64     magic "MONET\r\n\x1a", u16 major, u16 minor, u32 0x01020304, u64 file size
+                          u32 features that a reader must know, u32 features it may ignore,
+                          u32 sections, u32 0, u64 XXH64 of the section table, u64 0,
+                          u64 XXH64 of bytes 0..55
+     section table        40 bytes each: u32 kind, u32 flags (1 = reader must know it), u64 offset,
+                          u64 size, u64 XXH64 of the section (data: 0), u64 number of records
+     1 architecture       u32 or f32 each: the fields of monet_arch in order
+     2 tensors            128 bytes each: name[64], u32 dtype, u32 source dtype, u32 n_dims, u32 0,
+                          u64 shape[2], u64 offset in the data section, u64 size, u64 XXH64
+     3 tokenizer          see >>tokenizer
+     4 metadata           u32 key size, u32 value size, key, 0, value, 0
+     5 data               the tensors, in the order of the table (>>table), in the layout that the
+                          kernels read (>>tensors): loading is mapping, no second copy
+     Order and offsets are fixed, so a file with a gap, an overlap or a byte too many is refused.
+     Training checkpoints add sections; readers skip those they do not know.
+
+   LICENCE                at the end of this file: public domain or MIT-0, your choice
+*/
+#ifndef MONET_H
+#define MONET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MONET_VERSION_MAJOR 0 /* breaking changes */
+#define MONET_VERSION_MINOR 1 /* new functions    */
+#define MONET_VERSION_PATCH 0 /* fixes            */
+#define MONET_VERSION                                                                              \
+    (MONET_VERSION_MAJOR * 10000 + MONET_VERSION_MINOR * 100 + MONET_VERSION_PATCH)
+
+#ifndef MONET_API
+#if defined(MONET_STATIC) && (defined(__GNUC__) || defined(__clang__))
+#define MONET_API static __attribute__((unused))
+#elif defined(MONET_STATIC)
+#define MONET_API static
+#else
+#define MONET_API extern
+#endif
+#endif
+
+#ifndef MONET_REAL
+#define MONET_REAL float
+#endif
+typedef MONET_REAL monet_real; /* float; double only in tests that check derivatives */
+
+/* Letters used for shapes, here and in every comment below:
+     B  sequences in a batch     T  tokens in a sequence    C  hidden size (dim)
+     L  decoder layers           V  vocabulary              S  positions of the KV cache
+     A  query heads              K  key/value heads         D  size of one head (C/A)
+     H  router heads             N  experts on one axis     M  hidden units of one expert
+   A layer has N*N experts; expert (i,j) has id i*N + j. Router group l/G serves G layers.        */
+
+/* ---- base ---------------------------------------------------------------------------- >>base
+   Every function that can fail returns monet_result. Nothing prints, exits or aborts.            */
+#define MONET_RESULTS(X)                                                                           \
+    X(MONET_OK, 0)                                                                                 \
+    X(MONET_ERROR_ARGUMENT, -1)     /* NULL, out of range, contradictory: a bug in the caller */   \
+    X(MONET_ERROR_MEMORY, -2)       /* the allocator returned NULL, or `memory` is too small  */   \
+    X(MONET_ERROR_IO, -3)           /* open, read, write, fsync or rename failed              */   \
+    X(MONET_ERROR_FORMAT, -4)       /* not a .monet file, or damaged                          */   \
+    X(MONET_ERROR_VERSION, -5)      /* a file or struct newer than this header                */   \
+    X(MONET_ERROR_CAPACITY, -6)     /* the output is too small; the count says how much       */   \
+    X(MONET_ERROR_CONTEXT_FULL, -7) /* the session has no room for these tokens               */   \
+    X(MONET_ERROR_STATE, -8)        /* called out of order, e.g. sample before eval           */   \
+    X(MONET_ERROR_CANCELLED, -9)    /* a callback of yours asked to stop                      */   \
+    X(MONET_ERROR_NUMERIC, -10)     /* NaN or infinity where a number is needed               */   \
+    X(MONET_ERROR_UNSUPPORTED, -11) /* valid, but this code does not do it                    */
+
+#define MONET_RESULT_ENUM(name, value) name = value,
+typedef enum monet_result { MONET_RESULTS(MONET_RESULT_ENUM) MONET_RESULT_LAST = 0 } monet_result;
+#undef MONET_RESULT_ENUM
+
+/* Where a failure needs words, pass one of these, or NULL. Untouched on success. Example:
+   "tensor layers.3.moe.u1.weight: shape is (2048,768), expected (2048,1536)"                     */
+typedef struct monet_error {
+    char         message[240]; /* always terminated; only printable ASCII */
+    monet_result code;
+} monet_error;
+
+/* "MONET_ERROR_FORMAT"; "unknown result" for any other number. Never NULL. */
+MONET_API const char *monet_result_name(monet_result result);
+/* MONET_VERSION of the compiled code: compare it with the macro in a shared library. */
+MONET_API int monet_version(void);
+
+/* What your program provides. All zero = malloc, free, the calling thread only.
+   parallel_fn must call task(arg, i) once for each i in 0..count-1, in any order, on any threads,
+   and return when all are done; count is at most n_threads. NULL = a pool of the session's own
+   under MONET_THREADS, else the calling thread. Results do not depend on n_threads.              */
+typedef struct monet_host {
+    void *(*alloc_fn)(void *user, size_t size);             /* NULL = malloc; any alignment */
+    void (*free_fn)(void *user, void *ptr, size_t size);    /* NULL = free */
+    void (*parallel_fn)(void *user, int count, void (*task)(void *arg, int index), void *arg);
+    int   n_threads;                                        /* 0 = 1; at most 256 */
+    void *user;
+} monet_host;
+
+/* ---- tensors ---------------------------------------------------------------------- >>tensors
+   A tensor is a table of rows and columns; where an element lies depends on its layout, so that
+   what the kernels read together lies together. Columns come in groups of 32.
+
+     MONET_ROWS     row after row. Vectors, biases, statistics.
+     MONET_PANELS   `panel` rows side by side: [row panel][column group][row][32]. Matrices that
+                    are multiplied by rows: panel = 16, the last one filled up with zeros; U of a
+                    half-expert: panel = its hidden units, so one half-expert is one panel.
+     MONET_SUMS     V, stored transposed: rows are hidden units, columns are outputs:
+                    [row panel][column group][row][32]; bf16 keeps two rows in pairs,
+                    [row/2][32][row%2], an odd last row with a zero row beside it.
+
+   In MONET_PANELS a group of 32 of f32 or f16 holds its 16 even columns, then its 16 odd ones; of
+   bf16 the columns in order, since an even and an odd one share a 32-bit word. That is the split
+   order: activations are kept the same way, and all dtypes sum in the same order.
+   monet_tensor_place is the one function that knows all this.                                    */
+typedef enum monet_dtype { MONET_F32 = 0, MONET_F16 = 1, MONET_BF16 = 2 } monet_dtype;
+typedef enum monet_layout { MONET_ROWS = 0, MONET_PANELS = 1, MONET_SUMS = 2 } monet_layout;
+
+typedef struct monet_tensor {
+    char         name[64];     /* "layers.0.moe.u1.weight" */
+    monet_dtype  dtype;
+    monet_dtype  source_dtype; /* what it was before conversion: an export goes back to it */
+    monet_layout layout;
+    int32_t      panel;        /* rows in a panel */
+    int32_t      n_dims;       /* 1 or 2 */
+    int64_t      shape[2];     /* (rows, columns), or (n, 1) */
+    const void  *data;         /* NULL in a description without data */
+    uint64_t     size;         /* bytes, padding included */
+    uint64_t     offset;       /* in the data section */
+    uint64_t     hash;         /* XXH64 of the bytes, as the file says */
+} monet_tensor;
+
+/* "f32", "f16", "bf16"; "unknown" for any other number. */
+MONET_API const char *monet_dtype_name(monet_dtype dtype);
+/* Bytes of one element; 0 for an unknown dtype. */
+MONET_API size_t monet_dtype_size(monet_dtype dtype);
+/* Converts n numbers, rounding to nearest even; NaN stays NaN. Error: unknown dtype. */
+MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const void *src,
+                                     monet_dtype src_dtype, size_t n);
+/* Index of the element at (row, column) within tensor->data, in elements. A vector has row 0. */
+MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column);
+/* Rows first..first+count-1 as float, row-major (count, columns); a vector is one row. */
+MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
+                                         float *out);
+
+/* ---- model -------------------------------------------------------------------------- >>model */
+typedef enum monet_decompose { MONET_VERTICAL = 0, MONET_HORIZONTAL = 1 } monet_decompose;
+
+typedef struct monet_arch {
+    int32_t vocab_size;      /* V */
+    int32_t dim;             /* C */
+    int32_t n_layers;        /* L */
+    int32_t n_heads;         /* A; divides C, and C/A is even */
+    int32_t n_kv_heads;      /* K; divides A; 0 = n_heads */
+    int32_t max_seq_len;     /* positions the model was trained for */
+    int32_t moe_experts;     /* N: experts on one axis, N*N in a layer */
+    int32_t moe_dim;         /* M; even for vertical */
+    int32_t moe_heads;       /* H */
+    int32_t moe_topk;        /* k: expected active half-experts a head; sets the threshold; < N */
+    int32_t moe_groups;      /* G: layers sharing one router; 0 = 1 */
+    int32_t decompose;       /* a monet_decompose */
+    int32_t tie_embeddings;  /* 1: lm_head is embed_tokens */
+    float   rope_theta;      /* 0 = 10000 */
+    float   norm_eps;        /* 0 = 1e-6 */
+} monet_arch;
+
+/* Checks every field, filling in the defaults of those that are 0. */
+MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err);
+/* Describes the tensors of such a model, in file order: names, shapes, layouts; dtype as given for
+   matrices and expert biases, f32 for vectors and statistics. *count is right even if capacity is
+   too small (MONET_ERROR_CAPACITY; `out` may be NULL then).                                      */
+MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
+                                          monet_tensor *out, size_t capacity, size_t *count);
+
+typedef struct monet_model     monet_model;     /* weights and tokenizer; see OWNERSHIP */
+typedef struct monet_tokenizer monet_tokenizer; /* part of its model */
+
+typedef struct monet_model_config {
+    uint32_t   struct_size; /* 0 = sizeof as compiled; set it only across a library boundary */
+    monet_host host;        /* inherited by the sessions of this model */
+    uint64_t   max_bytes;   /* refuse a file that needs more memory, file included; 0 = any */
+    bool       copy;        /* read the file into memory instead of mapping it */
+    bool       verify;      /* check the hash of every tensor: reads the whole file */
+} monet_model_config;
+
+/* A NULL config means all defaults, here and below. *out is NULL after an error. */
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_model_load(const char *path, const monet_model_config *config,
+                                        monet_model **out, monet_error *err);
+/* Writes beside `path`, syncs and renames: an error leaves an older file as it was. */
+MONET_API monet_result monet_model_save(const monet_model *model, const char *path,
+                                        monet_error *err);
+#endif
+/* Borrows `data`, which must be aligned to 64 bytes, until monet_model_free. */
+MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
+                                               const monet_model_config *config, monet_model **out,
+                                               monet_error *err);
+/* Reads all weights and compares their hashes: names the first tensor that is damaged. */
+MONET_API monet_result monet_model_verify(const monet_model *model, monet_error *err);
+/* NULL is allowed. No session of the model may be alive. */
+MONET_API void monet_model_free(monet_model *model);
+
+/* NULL if the file holds a tokenizer only. */
+MONET_API const monet_arch *monet_model_arch(const monet_model *model);
+/* NULL if the file holds none. */
+MONET_API const monet_tokenizer *monet_model_tokenizer(const monet_model *model);
+MONET_API size_t monet_model_tensor_count(const monet_model *model);
+/* NULL if out of range or not there. Valid as long as the model. */
+MONET_API const monet_tensor *monet_model_tensor(const monet_model *model, size_t index);
+MONET_API const monet_tensor *monet_model_find_tensor(const monet_model *model, const char *name);
+/* Free text that the converter kept: "generation.temperature", "chat_template", ... */
+MONET_API size_t monet_model_metadata_count(const monet_model *model);
+MONET_API const char *monet_model_metadata_key(const monet_model *model, size_t index);
+MONET_API const char *monet_model_metadata_value(const monet_model *model, size_t index);
+/* NULL if there is no such key. */
+MONET_API const char *monet_model_metadata(const monet_model *model, const char *key);
+
+/* ---- writer ------------------------------------------------------------------------ >>writer
+   Writes a .monet file tensor by tensor, in bounded memory: converters and trainers use it.      */
+typedef struct monet_metadata { const char *key, *value; } monet_metadata;
+
+enum { /* types of pieces, as SentencePiece numbers them */
+    MONET_PIECE_NORMAL = 1, MONET_PIECE_UNKNOWN = 2, MONET_PIECE_CONTROL = 3,
+    MONET_PIECE_USER = 4, MONET_PIECE_UNUSED = 5, MONET_PIECE_BYTE = 6
+};
+typedef struct monet_piece {
+    const char *bytes; /* as the vocabulary writes it: U+2581 for a space, "<0x41>" for a byte */
+    int32_t     size;  /* 1..1024 bytes; need not be terminated */
+    int32_t     type;  /* MONET_PIECE_... */
+    float       score; /* pairs that make a piece of higher score merge first; without merges */
+} monet_piece;
+typedef struct monet_merge { int32_t left, right, result; } monet_merge; /* piece ids */
+
+enum { MONET_PREFIX_NEVER = 0, MONET_PREFIX_ALWAYS = 1, MONET_PREFIX_FIRST = 2 };
+typedef struct monet_tokenizer_data {
+    const monet_piece *pieces;
+    int32_t            n_pieces;
+    const monet_merge *merges;        /* in order of rank; NULL = merge by score */
+    int32_t            n_merges;
+    const int32_t     *eos_ids;       /* each of them ends a generation */
+    int32_t            n_eos;
+    int32_t            unk_id, bos_id; /* -1 = none */
+    int32_t            prefix_space;  /* MONET_PREFIX_...; FIRST: none before a leading space */
+    int32_t            strip_space;   /* 1: decoding drops one leading space */
+} monet_tokenizer_data;
+
+typedef struct monet_writer_config {
+    uint32_t                    struct_size;
+    monet_host                  host;
+    const monet_arch           *arch;       /* NULL = a tokenizer alone */
+    const monet_tensor         *tensors;    /* of monet_arch_tensors, dtypes changed as you like */
+    size_t                      n_tensors;
+    const monet_tokenizer_data *tokenizer;  /* NULL = none */
+    const monet_metadata       *metadata;
+    size_t                      n_metadata;
+} monet_writer_config;
+
+#ifndef MONET_NO_STDIO
+typedef struct monet_writer monet_writer;
+/* Opens path.tmp.<pid>.<n>. The config's arrays are not needed after the call. */
+MONET_API monet_result monet_writer_create(const char *path, const monet_writer_config *config,
+                                           monet_writer **out, monet_error *err);
+/* Appends `count` rows (count, columns) of the current tensor; whole panels, except at its end.
+   Tensors come in order, rows from first to last. A vector is one row.                           */
+MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows, int64_t count,
+                                         monet_error *err);
+/* All tensors must be complete: writes the header, syncs, renames. The writer stays to be freed. */
+MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err);
+/* Before finish, or after a failed one: removes the unfinished file. NULL is allowed. */
+MONET_API void monet_writer_free(monet_writer *writer);
+#endif
+
+/* ---- tokenizer --------------------------------------------------------------- >>tokenizer_api
+   SentencePiece BPE with byte fallback, as Llama uses it. Read-only; any number of threads.
+   User text never becomes a control token (<s>, </s>) unless MONET_PARSE_SPECIAL asks for it.    */
+enum {
+    MONET_ADD_BOS = 1, MONET_ADD_EOS = 2,
+    MONET_PARSE_SPECIAL = 4, /* "<s>" in the text becomes the token */
+    MONET_NO_PREFIX = 8      /* no space is put before the text: it goes on after other tokens */
+};
+
+/* Any bytes are text; what is not UTF-8 becomes byte tokens and decodes to the same bytes.
+   *count is what the whole text needs, also when capacity is too small (then
+   MONET_ERROR_CAPACITY, with the first of them; tokens may be NULL if capacity is 0).            */
+MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *tokenizer, const char *text,
+                                              size_t text_size, unsigned flags, int32_t *tokens,
+                                              size_t capacity, size_t *count);
+/* The text is not terminated. Control tokens give nothing. MONET_ERROR_ARGUMENT: no such token. */
+MONET_API monet_result monet_tokenizer_decode(const monet_tokenizer *tokenizer,
+                                              const int32_t *tokens, size_t count, char *text,
+                                              size_t capacity, size_t *text_size);
+/* Bytes of one token inside a text, its leading space kept: not terminated, and maybe only part of
+   a UTF-8 character. Valid as long as the model. NULL if there is no such token.                 */
+MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *tokenizer, int32_t token,
+                                            size_t *size);
+/* Number of tokens. */
+MONET_API int32_t monet_tokenizer_size(const monet_tokenizer *tokenizer);
+/* Id of the piece written like this ("</s>", "<0x0A>"), or -1. */
+MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *tokenizer, const char *bytes,
+                                       size_t size);
+/* -1 = none. */
+MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *tokenizer);
+/* True for each token that ends a text. */
+MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token);
+/* The pieces and settings as the file has them, to write them again. The caller provides arrays of
+   n_pieces, n_merges and n_eos elements, or NULL to ask for the counts; bytes stay the model's.  */
+MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
+                                                monet_piece *pieces, monet_merge *merges,
+                                                int32_t *eos_ids, monet_tokenizer_data *out);
+
+/* ---- session ------------------------------------------------------------------- >>session_api
+   One sequence: its tokens, KV cache and last logits. It counts positions itself.                */
+typedef struct monet_session monet_session;
+
+typedef struct monet_session_config {
+    uint32_t          struct_size;
+    int32_t           context;         /* S: positions of the KV cache; 0 = max_seq_len */
+    int32_t           max_batch;       /* tokens computed together; 0 = 256, at most S */
+    monet_dtype       kv_dtype;        /* of the KV cache: f32, f16 or bf16 */
+    bool              capture_routing; /* keep the routing of the tokens of the last eval */
+    bool              all_logits;      /* keep the logits of every token of the last eval */
+    const monet_host *host;            /* NULL = that of the model; copied */
+    void             *memory;          /* put the session here (aligned to 64 bytes) ... */
+    size_t            memory_size;     /* ... instead of allocating; see monet_session_size */
+} monet_session_config;
+
+/* Bytes that the session needs, KV cache and all. */
+MONET_API monet_result monet_session_size(const monet_model *model,
+                                          const monet_session_config *config, size_t *size);
+MONET_API monet_result monet_session_create(const monet_model *model,
+                                            const monet_session_config *config,
+                                            monet_session **out, monet_error *err);
+MONET_API void monet_session_free(monet_session *session); /* NULL is allowed */
+/* The words of the last call on this session that failed. Never NULL. */
+MONET_API const monet_error *monet_session_error(const monet_session *session);
+
+/* Appends tokens and computes the logits of the next one. After any error the session holds the
+   tokens it held before. A bad token or a full context is found before any work, and the logits
+   stay; after MONET_ERROR_NUMERIC or MONET_ERROR_CANCELLED there are none until the next eval.
+   With capture_routing or all_logits, at most max_batch tokens a call. count 0 does nothing.     */
+MONET_API monet_result monet_session_eval(monet_session *session, const int32_t *tokens,
+                                          size_t count);
+/* The same with vectors (count,C) in place of token embeddings (pictures, averaged words). */
+MONET_API monet_result monet_session_eval_embeddings(monet_session *session,
+                                                     const float *embeddings, size_t count);
+/* Keeps the first `length` tokens; 0 = start over. There are no logits until the next eval. */
+MONET_API monet_result monet_session_rewind(monet_session *session, int32_t length);
+MONET_API int32_t monet_session_length(const monet_session *session);
+MONET_API int32_t monet_session_context(const monet_session *session); /* S */
+/* The tokens so far, (length); -1 for an embedding. Valid until the next call. */
+MONET_API const int32_t *monet_session_tokens(const monet_session *session);
+/* (V) of the last token; valid until the next eval. NULL before the first and after rewind. */
+MONET_API const monet_real *monet_session_logits(const monet_session *session);
+/* (V) of token `index` of the last eval; needs all_logits. NULL if out of range. */
+MONET_API const monet_real *monet_session_logits_at(const monet_session *session, int32_t index);
+/* Natural logarithm of the probability of `token` after these logits; computed in double. */
+MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token);
+
+/* ---- routing ------------------------------------------------------------------- >>routing_api */
+typedef struct monet_routing {    /* a view, valid until the next eval */
+    int32_t           n_heads, n_experts; /* H, N */
+    int32_t           group;      /* router number: layer / G */
+    int32_t           n_i, n_j;   /* active half-experts on each axis */
+    const uint16_t   *i, *j;      /* (n_i) (n_j) their numbers, ascending */
+    const monet_real *g1, *g2;    /* (H,N) gates; exactly 0 except at active half-experts */
+} monet_routing;
+
+typedef struct monet_expert {
+    int32_t i, j;                 /* id = i*N + j */
+    float   score;                /* P[i,j] = sum over heads of g1[h,i] * g2[h,j]; 0..H */
+} monet_expert;
+
+/* Routing of token `index` of the last eval in `layer`; needs capture_routing. */
+MONET_API monet_result monet_session_routing(const monet_session *session, int32_t index,
+                                             int32_t layer, monet_routing *out);
+/* The strongest `capacity` experts with score > threshold, strongest first (equal ones: lower id
+   first). Returns how many such experts there are in all; `out` may be NULL if capacity is 0.    */
+MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
+                                       monet_expert *out, size_t capacity);
+
+/* ---- taps ------------------------------------------------------------------------- >>taps_api */
+typedef enum monet_site {
+    MONET_SITE_EMBEDDING = 0,     /* layer is -1 */
+    MONET_SITE_ATTENTION_OUT = 1, /* what attention adds to the residual stream */
+    MONET_SITE_MOE_IN = 2,        /* after post_attention_layernorm: input of router and experts */
+    MONET_SITE_MOE_OUT = 3,       /* what the experts add to the residual stream */
+    MONET_SITE_RESIDUAL = 4,      /* the residual stream after the layer */
+    MONET_SITE_FINAL_NORM = 5     /* layer is L; what lm_head reads */
+} monet_site;
+/* data is (count,C) for positions first..first+count-1 and may be changed. false = stop here: eval
+   returns MONET_ERROR_CANCELLED. Called on the thread that called eval, many times an eval.      */
+typedef bool (*monet_tap_fn)(void *user, monet_site site, int32_t layer, int32_t first,
+                             int32_t count, monet_real *data);
+/* From the next eval on; NULL = none. */
+MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_fn fn, void *user);
+
+/* ---- sampling ----------------------------------------------------------------- >>sampling_api */
+typedef struct monet_sampler {    /* plain data, copy it freely; {0} = greedy */
+    float    temperature;         /* 0 = greedy: the largest logit, the lowest id of equal ones */
+    int32_t  top_k;               /* only the k likeliest; 0 = off */
+    float    top_p;               /* only the likeliest that reach this probability; 0 or 1 = off */
+    float    min_p;               /* only those with at least min_p times the largest; 0 = off */
+    float    repetition_penalty;  /* logits of recent tokens: / if > 0, * if < 0; 0 or 1 = off */
+    int32_t  penalty_last_n;      /* how many tokens back; 0 = all */
+    uint64_t seed;                /* equal seeds, equal text */
+    uint64_t draws;               /* how many tokens were drawn; moves on with each */
+} monet_sampler;
+
+/* Draws the next token of the session; it is not appended. sampler NULL = greedy. logprob, if not
+   NULL, gets log p(token) under the model itself, before temperature and cuts.
+   MONET_ERROR_STATE: no logits. MONET_ERROR_NUMERIC: no finite logit. MONET_ERROR_ARGUMENT: a
+   field of the sampler is negative or not a number.                                              */
+MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
+                                            int32_t *token, float *logprob);
+
+/* ---- generation ------------------------------------------------------------ >>generation_api */
+typedef enum monet_stop {
+    MONET_STOP_NONE = 0, MONET_STOP_EOS, MONET_STOP_MAX_TOKENS, MONET_STOP_CONTEXT_FULL,
+    MONET_STOP_STRING, MONET_STOP_CALLBACK
+} monet_stop;
+
+typedef struct monet_generate_config {
+    uint32_t           struct_size;
+    monet_sampler      sampler;
+    int32_t            max_tokens;   /* 0 = until end of text or a full context */
+    bool               ignore_eos;   /* go on after an end-of-text token */
+    const char *const *stop_strings; /* n_stop strings, 1..255 bytes; not delivered */
+    int32_t            n_stop;       /* at most 16 */
+    /* Gets whole UTF-8 characters, not terminated; a byte that is not UTF-8 comes as U+FFFD. May
+       hold text back until it cannot be part of a stop string. false = stop.                     */
+    bool (*text_fn)(void *user, const char *text, size_t size);
+    /* Gets each token as it is drawn, before it is evaluated. false = stop. NULL is allowed. */
+    bool (*token_fn)(void *user, int32_t token, float logprob);
+    void *user;
+} monet_generate_config;
+
+typedef struct monet_generate_result {
+    int32_t    n_prompt; /* tokens of the prompt */
+    int32_t    n_tokens; /* tokens drawn, the end-of-text token included */
+    monet_stop stop;
+} monet_generate_result;
+
+/* Encodes the prompt (BOS first if the session is empty), evaluates it and generates. A NULL prompt
+   goes on from the session's logits; "" is BOS alone. Tokens of the text are in the session
+   afterwards, except the last one. MONET_ERROR_CONTEXT_FULL: the prompt is longer than the room
+   that is left; nothing was evaluated. A context that fills up later is a stop, not an error.
+   result may be NULL.                                                                            */
+MONET_API monet_result monet_session_generate(monet_session *session, const char *prompt,
+                                              const monet_generate_config *config,
+                                              monet_generate_result *result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* MONET_H */
+
+/* =================================================================================================
+   End of the interface. What follows is the implementation: compiled where you ask for it.
+   ============================================================================================== */
+#ifdef MONET_IMPLEMENTATION
+#ifndef MONET_IMPLEMENTATION_ONCE
+#define MONET_IMPLEMENTATION_ONCE
+
+/* ---- platform -------------------------------------------------------------------- >>platform */
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "monet.h needs NaN and infinity: build without -ffast-math (-Ofast, -ffinite-math-only)"
+#endif
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define MONET__BIG_ENDIAN 1
+#endif
+#endif
+#ifndef MONET__BIG_ENDIAN
+#define MONET__BIG_ENDIAN 0
+#endif
+
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#ifndef MONET_NO_STDIO
+#include <errno.h>
+#include <stdio.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#define MONET__POSIX 1
+#ifndef MONET_NO_STDIO
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+#ifdef MONET_THREADS
+#include <pthread.h>
+#endif
+#else
+#define MONET__POSIX 0
+#endif
+
+/* A reader with 32-bit registers and x87 arithmetic would round differently at every spill. */
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD == 2
+#error "monet.h needs float arithmetic without excess precision: build with -msse2 -mfpmath=sse"
+#endif
+
+#define MONET__LANES 16  /* partial sums of every long sum */
+#define MONET__GROUP 32  /* columns of a group, in panels and in activations */
+#define MONET__ROWS 16   /* rows in a panel of a dense matrix */
+#define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
+
+/* ---- memory and errors -------------------------------------------------------------- >>memory
+   Sizes are computed with checked arithmetic, an arena is laid out by the code that measures it. */
+static bool monet__mul(uint64_t *out, uint64_t a, uint64_t b)
+{
+    if (b && a > UINT64_MAX / b) return false;
+    *out = a * b;
+    return true;
+}
+
+static bool monet__add(uint64_t *out, uint64_t a, uint64_t b)
+{
+    if (a > UINT64_MAX - b) return false;
+    *out = a + b;
+    return true;
+}
+
+static uint64_t monet__round_up(uint64_t n, uint64_t unit) /* n far below UINT64_MAX */
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+static void *monet__alloc(const monet_host *host, uint64_t size)
+{
+    if (size == 0 || size > SIZE_MAX) return NULL;
+    return host->alloc_fn ? host->alloc_fn(host->user, (size_t)size) : malloc((size_t)size);
+}
+
+static void monet__free(const monet_host *host, void *ptr, uint64_t size)
+{
+    if (!ptr) return;
+    if (host->free_fn) host->free_fn(host->user, ptr, (size_t)size);
+    else free(ptr);
+}
+
+typedef struct monet__arena {
+    char    *base; /* NULL = only measure */
+    uint64_t used;
+    bool     overflow;
+} monet__arena;
+
+/* The next `count` elements, aligned to 64 bytes; NULL while measuring. */
+static void *monet__take(monet__arena *arena, uint64_t count, uint64_t size)
+{
+    uint64_t bytes, end, start = monet__round_up(arena->used, 64);
+    if (!monet__mul(&bytes, count, size) || !monet__add(&end, start, bytes) ||
+        end > UINT64_MAX / 4) {
+        arena->overflow = true;
+        return NULL;
+    }
+    arena->used = end;
+    return arena->base ? arena->base + start : NULL;
+}
+
+/* Fields of a config that the caller's version of the struct has; the rest is zero. */
+static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err);
+
+/* Numbers in, decimal digits out: no printf here. Returns the digits' start within buf[21]. */
+static const char *monet__decimal(char *buf, uint64_t value, bool negative)
+{
+    char *p = buf + 21;
+    *p = 0;
+    do *--p = (char)('0' + value % 10);
+    while (value /= 10);
+    if (negative) *--p = '-';
+    return p;
+}
+
+/* Sets the error. format knows %s (string), %d (int32_t), %D (int64_t), %U (uint64_t). */
+static monet_result monet__fail(monet_error *err, monet_result code, const char *format, ...)
+{
+    va_list args;
+    size_t  n = 0, max = sizeof err->message - 1;
+    if (!err) return code;
+    err->code = code;
+    va_start(args, format);
+    for (; *format && n < max; ++format) {
+        char        digits[22], one[2] = {*format, 0};
+        const char *s = one;
+        if (*format == '%' && format[1]) {
+            int64_t value = 0;
+            switch (*++format) {
+            case 's': s = va_arg(args, const char *); break;
+            case 'U': s = monet__decimal(digits, va_arg(args, uint64_t), false); break;
+            case 'd': value = va_arg(args, int); break;
+            default: value = va_arg(args, int64_t); break;
+            }
+            if (*format == 'd' || *format == 'D')
+                s = monet__decimal(digits, value < 0 ? 0 - (uint64_t)value : (uint64_t)value,
+                                   value < 0);
+        }
+        for (; s && *s && n < max; ++s) /* names in hostile files may hold anything */
+            err->message[n++] = *s >= 32 && *s < 127 ? *s : '?';
+    }
+    va_end(args);
+    err->message[n] = 0;
+    return code;
+}
+
+static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err)
+{
+    uint32_t given = 0;
+    memset(dst, 0, size);
+    if (!src) return MONET_OK;
+    memcpy(&given, src, sizeof given);
+    if (given > size)
+        return monet__fail(err, MONET_ERROR_VERSION,
+                           "config: struct_size is %U, this version of monet.h knows %U",
+                           (uint64_t)given, (uint64_t)size);
+    memcpy(dst, src, given ? given : size);
+    return MONET_OK;
+}
+
+static monet_result monet__no_memory(monet_error *err, const char *what, uint64_t size)
+{
+    return monet__fail(err, MONET_ERROR_MEMORY, "%s: cannot allocate %U bytes", what, size);
+}
+
+MONET_API const char *monet_result_name(monet_result result)
+{
+#define MONET__RESULT_NAME(name, value)                                                            \
+    if ((int)result == (value)) return #name;
+    MONET_RESULTS(MONET__RESULT_NAME)
+#undef MONET__RESULT_NAME
+    return "unknown result";
+}
+
+MONET_API int monet_version(void) { return MONET_VERSION; }
+
+/* ---- numbers ---------------------------------------------------------------------- >>numbers
+   bf16 is the upper half of a float. Rounding is to nearest, ties to even. Easy to get wrong: a NaN
+   whose payload lies in the lower bits must stay NaN, not become infinity.                       */
+static float monet__float(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static uint32_t monet__bits(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static float monet__from_bf16(uint16_t h) { return monet__float((uint32_t)h << 16); }
+
+static uint16_t monet__to_bf16(float f)
+{
+    uint32_t u = monet__bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 64);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+/* The exponent is moved by a multiplication, which also normalises what is subnormal in f16. */
+static float monet__from_f16(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu);
+    if (rest >= 0x7c00u) return monet__float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+    if (rest >= 0x400u) return monet__float(sign | ((rest << 13) + 0x38000000u));
+    return monet__float(sign | monet__bits((float)rest * 5.9604644775390625e-8f)); /* 2^-24 */
+}
+
+static uint16_t monet__to_f16(float f)
+{
+    uint32_t u = monet__bits(f), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu, shift, half;
+    if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((rest >> 13) & 0x3ffu));
+    if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more round to inf */
+    if (rest >= 0x38800000u)                                     /* normal in f16 */
+        return (uint16_t)(sign | ((rest + 0xfffu + ((rest >> 13) & 1) - 0x38000000u) >> 13));
+    if (rest < 0x33000000u) return (uint16_t)sign; /* below 2^-25: zero */
+    shift = 126 - (rest >> 23);                    /* subnormal: 14..24 bits fall off */
+    rest = (rest & 0x7fffffu) | 0x800000u;
+    half = rest >> shift;
+    rest &= (1u << shift) - 1;
+    if (rest > 1u << (shift - 1) || (rest == 1u << (shift - 1) && (half & 1))) ++half;
+    return (uint16_t)(sign | half);
+}
+
+MONET_API const char *monet_dtype_name(monet_dtype dtype)
+{
+    switch (dtype) {
+    case MONET_F32: return "f32";
+    case MONET_F16: return "f16";
+    case MONET_BF16: return "bf16";
+    default: return "unknown";
+    }
+}
+
+/* The native type is monet_real: 8 bytes in a test build with double. */
+MONET_API size_t monet_dtype_size(monet_dtype dtype)
+{
+    if (dtype == MONET_F32) return sizeof(monet_real);
+    return dtype == MONET_F16 || dtype == MONET_BF16 ? 2 : 0;
+}
+
+static monet_real monet__get(const void *data, monet_dtype dtype, size_t index)
+{
+    uint16_t   h;
+    monet_real r;
+    if (dtype == MONET_F32) {
+        memcpy(&r, (const char *)data + index * sizeof r, sizeof r);
+        return r;
+    }
+    memcpy(&h, (const char *)data + index * 2, 2);
+    return (monet_real)(dtype == MONET_BF16 ? monet__from_bf16(h) : monet__from_f16(h));
+}
+
+static void monet__put(void *data, monet_dtype dtype, size_t index, monet_real value)
+{
+    uint16_t h;
+    if (dtype == MONET_F32) {
+        memcpy((char *)data + index * sizeof value, &value, sizeof value);
+        return;
+    }
+    h = dtype == MONET_BF16 ? monet__to_bf16((float)value) : monet__to_f16((float)value);
+    memcpy((char *)data + index * 2, &h, 2);
+}
+
+MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const void *src,
+                                     monet_dtype src_dtype, size_t n)
+{
+    if (!monet_dtype_size(dst_dtype) || !monet_dtype_size(src_dtype) || (n && (!dst || !src)))
+        return MONET_ERROR_ARGUMENT;
+    if (dst_dtype == src_dtype) {
+        if (n) memmove(dst, src, n * monet_dtype_size(dst_dtype));
+        return MONET_OK;
+    }
+    for (size_t k = 0; k < n; ++k) monet__put(dst, dst_dtype, k, monet__get(src, src_dtype, k));
+    return MONET_OK;
+}
+
+/* e^x to about 1 unit in the last place; 0 below -87.3, infinity above 88.7, NaN stays NaN.
+   x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its series, 2^n put into the exponent.                 */
+static monet_real monet__exp(monet_real x)
+{
+    float v = (float)x, n, r, p;
+    if (sizeof(monet_real) != sizeof(float)) return (monet_real)exp((double)x);
+    if (!(v > -87.3f)) return (monet_real)(v <= -87.3f ? 0.0f : v);
+    if (v > 88.7f) return (monet_real)HUGE_VALF;
+    n = (float)(int)(v * 1.44269504f + (v < 0 ? -0.5f : 0.5f));
+    r = (v - n * 0.693359375f) - n * -2.12194440e-4f; /* ln 2 in two parts: the first is exact */
+    p = 1.0f / 720 + r * (1.0f / 5040);
+    p = 1.0f / 24 + r * (1.0f / 120 + r * p);
+    p = 1 + r * (1 + r * (0.5f + r * (1.0f / 6 + r * p)));
+    return (monet_real)(p * monet__float((uint32_t)((int)n + 127) << 23));
+}
+
+/* Little-endian numbers at any address. */
+static uint16_t monet__u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+static uint32_t monet__u32(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static uint64_t monet__u64(const uint8_t *p)
+{
+    return (uint64_t)monet__u32(p) | (uint64_t)monet__u32(p + 4) << 32;
+}
+
+/* ---- hash ---------------------------------------------------------------------------- >>hash
+   XXH64 with seed 0, for accidents only. Streaming: any pieces give the hash of the whole.       */
+typedef struct monet__hash {
+    uint64_t lane[4], total;
+    uint8_t  buffer[32];
+    size_t   n;
+} monet__hash;
+
+#define MONET__P1 0x9e3779b185ebca87u
+#define MONET__P2 0xc2b2ae3d27d4eb4fu
+#define MONET__P3 0x165667b19e3779f9u
+#define MONET__P4 0x85ebca77c2b2ae63u
+#define MONET__P5 0x27d4eb2f165667c5u
+
+static uint64_t monet__rotate(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
+
+static uint64_t monet__hash_round(uint64_t lane, uint64_t word)
+{
+    return monet__rotate(lane + word * MONET__P2, 31) * MONET__P1;
+}
+
+static void monet__hash_begin(monet__hash *h)
+{
+    memset(h, 0, sizeof *h);
+    h->lane[0] = MONET__P1 + MONET__P2;
+    h->lane[1] = MONET__P2;
+    h->lane[3] = 0 - MONET__P1;
+}
+
+static void monet__hash_add(monet__hash *h, const void *data, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    h->total += size;
+    while (size) {
+        if (h->n || size < 32) {
+            size_t take = 32 - h->n < size ? 32 - h->n : size;
+            memcpy(h->buffer + h->n, p, take);
+            h->n += take, p += take, size -= take;
+            if (h->n < 32) return;
+            for (int k = 0; k < 4; ++k)
+                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(h->buffer + 8 * k));
+            h->n = 0;
+        }
+        for (; size >= 32; p += 32, size -= 32)
+            for (int k = 0; k < 4; ++k)
+                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(p + 8 * k));
+    }
+}
+
+static uint64_t monet__hash_end(const monet__hash *h)
+{
+    const uint8_t *p = h->buffer, *end = p + h->n;
+    uint64_t       x = MONET__P5;
+    if (h->total >= 32) {
+        x = monet__rotate(h->lane[0], 1) + monet__rotate(h->lane[1], 7) +
+            monet__rotate(h->lane[2], 12) + monet__rotate(h->lane[3], 18);
+        for (int k = 0; k < 4; ++k)
+            x = (x ^ monet__hash_round(0, h->lane[k])) * MONET__P1 + MONET__P4;
+    }
+    x += h->total;
+    for (; end - p >= 8; p += 8)
+        x = monet__rotate(x ^ monet__hash_round(0, monet__u64(p)), 27) * MONET__P1 + MONET__P4;
+    for (; end - p >= 4; p += 4)
+        x = monet__rotate(x ^ monet__u32(p) * MONET__P1, 23) * MONET__P2 + MONET__P3;
+    for (; p < end; ++p) x = monet__rotate(x ^ *p * MONET__P5, 11) * MONET__P1;
+    x = (x ^ x >> 33) * MONET__P2;
+    x = (x ^ x >> 29) * MONET__P3;
+    return x ^ x >> 32;
+}
+
+static uint64_t monet__hash_of(const void *data, size_t size)
+{
+    monet__hash h;
+    monet__hash_begin(&h);
+    monet__hash_add(&h, data, size);
+    return monet__hash_end(&h);
+}
+
+/* ---- layout: where an element lies ----------------------------------------------------------- */
+/* Rows and columns of the table that is stored; a vector is one row. */
+static int64_t monet__rows(const monet_tensor *t) { return t->n_dims == 1 ? 1 : t->shape[0]; }
+static int64_t monet__cols(const monet_tensor *t)
+{
+    return t->n_dims == 1 ? t->shape[0] : t->shape[1];
+}
+
+/* Place of a column within its group of 32 in split order: evens first, then odds. */
+static size_t monet__split(size_t column)
+{
+    return column / MONET__GROUP * MONET__GROUP + (column & 1) * MONET__LANES +
+           column % MONET__GROUP / 2;
+}
+
+/* Rows that a panel takes in memory: pairs of bf16 rows leave no row alone. */
+static size_t monet__panel_rows(const monet_tensor *t)
+{
+    size_t rows = (size_t)t->panel;
+    return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? (rows + 1) / 2 * 2 : rows;
+}
+
+/* Elements of one panel. */
+static size_t monet__panel_size(const monet_tensor *t)
+{
+    return monet__panel_rows(t) *
+           (size_t)monet__round_up((uint64_t)monet__cols(t), MONET__GROUP);
+}
+
+MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
+{
+    size_t c = (size_t)column, r = (size_t)row, p, rows, base;
+    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
+    rows = monet__panel_rows(tensor);
+    p = r / (size_t)tensor->panel;
+    r %= (size_t)tensor->panel;
+    base = p * monet__panel_size(tensor) + c / MONET__GROUP * rows * MONET__GROUP;
+    c %= MONET__GROUP;
+    if (tensor->layout == MONET_PANELS)
+        return base + r * MONET__GROUP + (tensor->dtype == MONET_BF16 ? c : monet__split(c));
+    if (tensor->dtype == MONET_BF16) return base + r / 2 * 2 * MONET__GROUP + c * 2 + r % 2;
+    return base + r * MONET__GROUP + c;
+}
+
+/* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
+static bool monet__tensor_size(const monet_tensor *t, uint64_t *out)
+{
+    uint64_t panels = (uint64_t)monet__rows(t), elements = (uint64_t)monet__cols(t);
+    if (t->layout != MONET_ROWS) {
+        panels = (panels + (uint64_t)t->panel - 1) / (uint64_t)t->panel;
+        if (!monet__mul(&elements, monet__round_up(elements, MONET__GROUP),
+                        monet__panel_rows(t)))
+            return false;
+    }
+    return monet__mul(out, panels, elements) && monet__mul(out, *out, monet_dtype_size(t->dtype));
+}
+
+MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
+                                         float *out)
+{
+    int64_t columns;
+    if (!tensor || !tensor->data || !out || first < 0 || count < 0 ||
+        first > monet__rows(tensor) - count)
+        return MONET_ERROR_ARGUMENT;
+    columns = monet__cols(tensor);
+    for (int64_t r = first; r < first + count; ++r)
+        for (int64_t c = 0; c < columns; ++c)
+            *out++ = (float)monet__get(tensor->data, tensor->dtype,
+                                       monet_tensor_place(tensor, r, c));
+    return MONET_OK;
+}
+
+/* ---- kernels ---------------------------------------------------------------------- >>kernels
+   The leaves: all that knows dtypes and the order of sums. Everything above is written with these.
+   Order of a dot product over columns k: lane l adds the products of columns 32g+2l and 32g+2l+1
+   for g = 0, 1, ...; then lanes are added in a tree, l with l+8, l+4, l+2, l+1. One token or many,
+   one thread or many: the same sums in the same order, so the same bits.                         */
+static monet_real monet__tree(monet_real *lanes)
+{
+    for (int step = MONET__LANES / 2; step; step /= 2)
+        for (int l = 0; l < step; ++l) lanes[l] += lanes[l + step];
+    return lanes[0];
+}
+
+/* 32 columns of a row in split order, as numbers: evens, then odds. */
+static void monet__widen(monet_real *out, const void *w, monet_dtype dtype, size_t index)
+{
+    if (dtype == MONET_F32) {
+        memcpy(out, (const char *)w + index * sizeof *out, MONET__GROUP * sizeof *out);
+    } else if (dtype == MONET_BF16) {
+        const char *p = (const char *)w + index * 2;
+        for (int l = 0; l < MONET__LANES; ++l) {
+            uint32_t pair;
+            memcpy(&pair, p + 4 * l, 4);
+            out[l] = (monet_real)monet__float(pair << 16);
+            out[l + MONET__LANES] = (monet_real)monet__float(pair & 0xffff0000u);
+        }
+    } else {
+        for (int l = 0; l < MONET__GROUP; ++l) out[l] = monet__get(w, MONET_F16, index + (size_t)l);
+    }
+}
+
+/* One row of a panel against one vector: w points at the row's first group, `stride` elements lie
+   between groups, x is in split order.                                                           */
+static monet_real monet__dot_row(const void *w, monet_dtype dtype, size_t stride, size_t groups,
+                                 const monet_real *x)
+{
+    monet_real lanes[MONET__LANES] = {0}, row[MONET__GROUP];
+    for (size_t g = 0; g < groups; ++g, x += MONET__GROUP) {
+        monet__widen(row, w, dtype, g * stride);
+        for (int l = 0; l < MONET__LANES; ++l) {
+            lanes[l] += row[l] * x[l];
+            lanes[l] += row[l + MONET__LANES] * x[l + MONET__LANES];
+        }
+    }
+    return monet__tree(lanes);
+}
+
+/* out[t][r] = row r of the panel . x[t], for the panel's first n_rows rows and all tokens. */
+static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dtype dtype,
+                             int panel_rows, int n_rows, size_t groups,
+                             const monet_real *const *x, int n_tokens)
+{
+    size_t size = monet_dtype_size(dtype), stride = (size_t)panel_rows * MONET__GROUP;
+    for (int r = 0; r < n_rows; ++r) {
+        const char *w = (const char *)panel + (size_t)r * MONET__GROUP * size;
+        for (int t = 0; t < n_tokens; ++t)
+            out[t][r] = monet__dot_row(w, dtype, stride, groups, x[t]);
+    }
+}
+
+/* y[t][0..31] += sum over rows r of s[t][r] * w[r][0..31], rows in order: one column group of a
+   MONET_SUMS panel.                                                                              */
+static void monet__sum_panel(monet_real *const *y, const void *w, monet_dtype dtype, int n_rows,
+                             const monet_real *const *s, int n_tokens)
+{
+    monet_real rows[2][MONET__GROUP];
+    for (int r = 0; r < n_rows; r += 2) {
+        int pair = r + 1 < n_rows ? 2 : 1;
+        if (dtype == MONET_BF16) { /* a pair of rows: evens of the pair are row r, odds row r+1 */
+            monet_real both[2][MONET__GROUP];
+            for (int half = 0; half < 2; ++half)
+                monet__widen(both[half], w, dtype,
+                             (size_t)r * MONET__GROUP + (size_t)half * MONET__GROUP);
+            for (int c = 0; c < MONET__LANES; ++c) {
+                rows[0][c] = both[0][c], rows[1][c] = both[0][c + MONET__LANES];
+                rows[0][c + MONET__LANES] = both[1][c];
+                rows[1][c + MONET__LANES] = both[1][c + MONET__LANES];
+            }
+        } else {
+            for (int k = 0; k < pair; ++k)
+                monet__widen(rows[k], w, dtype, (size_t)(r + k) * MONET__GROUP);
+        }
+        for (int t = 0; t < n_tokens; ++t)
+            for (int k = 0; k < pair; ++k) {
+                monet_real scale = s[t][r + k];
+                for (int c = 0; c < MONET__GROUP; ++c) y[t][c] += scale * rows[k][c];
+            }
+    }
+}
+
+/* y[0..n) += scale * row: n numbers of any dtype, in order. */
+static void monet__axpy(monet_real *y, monet_real scale, const void *row, monet_dtype dtype,
+                        size_t index, size_t n)
+{
+    size_t k = 0;
+    for (; dtype == MONET_F32 && k < n; ++k)
+        y[k] += scale * monet__get(row, MONET_F32, index + k);
+    for (; dtype == MONET_BF16 && k < n; ++k)
+        y[k] += scale * monet__get(row, MONET_BF16, index + k);
+    for (; k < n; ++k) y[k] += scale * monet__get(row, MONET_F16, index + k);
+}
+
+/* Dot product of n numbers, n a multiple of 16: lane l adds elements 16g+l. */
+static monet_real monet__dot(const monet_real *a, const void *b, monet_dtype dtype, size_t index,
+                             size_t n)
+{
+    monet_real lanes[MONET__LANES] = {0}, row[MONET__LANES];
+    for (size_t k = 0; k < n; k += MONET__LANES, a += MONET__LANES) {
+        if (dtype == MONET_F32)
+            memcpy(row, (const char *)b + (index + k) * sizeof *row, sizeof row);
+        else
+            for (size_t l = 0; l < MONET__LANES; ++l) row[l] = monet__get(b, dtype, index + k + l);
+        for (int l = 0; l < MONET__LANES; ++l) lanes[l] += a[l] * row[l];
+    }
+    return monet__tree(lanes);
+}
+
+/* Sum of n numbers: lane l adds elements 16g+l, the last group may be short. */
+static monet_real monet__sum(const monet_real *x, size_t n)
+{
+    monet_real lanes[MONET__LANES] = {0};
+    for (size_t k = 0; k < n; ++k) lanes[k % MONET__LANES] += x[k];
+    return monet__tree(lanes);
+}
+
+/* A vector (n) from natural to split order, padded with zeros to whole groups. */
+static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
+{
+    size_t k, padded = (size_t)monet__round_up(n, MONET__GROUP);
+    for (k = 0; k < n; ++k) out[monet__split(k)] = x[k];
+    for (; k < padded; ++k) out[monet__split(k)] = 0;
+}
+
+/* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
+   Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, the text as
+   characters; then, again and again, the adjacent pair of best priority (score of the merged piece,
+   or rank of the merge; the leftmost of equals) becomes one symbol, until no pair is a piece. A
+   character that is no piece becomes its bytes, so every byte string has an encoding.
+
+   Plain bytes: here U+2581 is written as the space it stands for, in pieces when they are loaded, in
+   text while it is read, so that no copy of the text is made.
+
+   Words: no merge crosses a place where no piece has these two bytes side by side (`joins`). Cut
+   there, a text falls into short words, each of which merges on its own:
+     1. A word that is a piece, and what its own characters merge to (tried at load): that token.
+     2. Up to MONET__TOK_SHORT bytes: search the best pair after each merge, on the stack.
+     3. Longer ones (one letter a million times) must not cost n^2: as long as it pays, a sweep does
+        all merges of the best priority; the rest goes through a heap of (priority, place).
+
+   Symbols are numbers: the id of a normal piece, or a number above all ids for a character that
+   is part of pieces but not one itself. One hash table maps (left, right) to the merged symbol and
+   its priority. With other first keys it also maps characters to symbols, and is the byte tree of
+   the user-defined and control pieces, which are found in the text before anything is merged.
+
+   Easy to get wrong: control, unknown, unused and byte pieces never come out of a merge, whatever
+   the text says; a new pair may be better than the one being merged, so a sweep may have to stop;
+   equal scores go by place; a character cut off by the end of the text is bytes.                 */
+typedef struct monet__piece { /* one record of the file; its bytes are at blob + offset */
+    uint32_t offset;
+    uint16_t size, type;
+    float    score;
+} monet__piece;
+
+enum {
+    MONET__TOK_MAX_PIECE = 1024,    /* bytes of a piece: bounds the work per byte of a hostile file */
+    MONET__TOK_MAX_COUNT = 1 << 24, /* pieces; merges */
+    MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; bytes of one word to encode */
+    MONET__TOK_PROBES    = 256,     /* only a made-up file needs more in a hash table: refused */
+    MONET__TOK_SHORT     = 64,
+    MONET__TOK_USABLE = 1, MONET__TOK_FORMED = 2, MONET__TOK_WHOLE = 4 /* bits of `marks` */
+};
+static const uint32_t MONET__TOK_CHARS = 0x80000000u; /* first keys that are no symbol: characters, */
+static const uint32_t MONET__TOK_TREE = 0xC0000000u;  /* ... and this plus a node of the byte tree */
+static const uint32_t MONET__TOK_NONE = 0xFFFFFFFFu;  /* no priority, no character, no piece */
+
+typedef struct monet__tok_name { uint32_t tag; int32_t id; } monet__tok_name;
+typedef struct monet__tok_slot { uint32_t a, b, priority; int32_t value; } monet__tok_slot;
+
+struct monet_tokenizer {
+    const char *blob;           size_t blob_size;
+    const uint8_t *pieces;      int32_t n_pieces;   /* records of 12 bytes, see monet__tok_piece */
+    const uint8_t *merges;      int32_t n_merges;   /* 12 bytes; 0: merge by score */
+    const uint8_t *eos;         int32_t n_eos;      /* 4 bytes; each ends a text */
+    int32_t unk_id, bos_id, eos_id;                 /* -1 = none; eos_id is the first of eos */
+    size_t index_size;
+    int32_t prefix_space;                           /* 0 never, 1 always, 2 first */
+    bool strip_space;                               /* decode drops one leading space */
+    monet_host host;                                /* for the scratch memory of long words */
+    /* the indexes, made by monet__tok_build */
+    monet__tok_slot *slots;
+    monet__tok_name *names;     /* hash of plain bytes -> piece */
+    uint32_t *text_at;          /* (n_pieces + 1) piece i decodes to text[text_at[i] .. text_at[i+1]) */
+    char *text;
+    uint8_t *marks;             /* (n_pieces) */
+    uint32_t n_slots, n_names, n_nodes;
+    int32_t n_symbols, byte_ids[256], ascii[128];
+    uint8_t joins[256 * 32];    /* bit (x,y): some piece has byte y right after byte x */
+    uint8_t starts[256];        /* 1: a user-defined piece starts with this byte, 2: a control one */
+};
+
+/* Records of the file: little-endian, at any address. */
+static monet__piece monet__tok_piece(const monet_tokenizer *t, int32_t id)
+{
+    const uint8_t *p = t->pieces + (size_t)id * 12;
+    monet__piece   piece;
+    piece.offset = monet__u32(p);
+    piece.size = monet__u16(p + 4);
+    piece.type = monet__u16(p + 6);
+    piece.score = monet__float(monet__u32(p + 8));
+    return piece;
+}
+
+static monet_merge monet__tok_merge(const monet_tokenizer *t, int32_t rank)
+{
+    const uint8_t *p = t->merges + (size_t)rank * 12;
+    monet_merge    merge;
+    merge.left = (int32_t)monet__u32(p);
+    merge.right = (int32_t)monet__u32(p + 4);
+    merge.result = (int32_t)monet__u32(p + 8);
+    return merge;
+}
+
+static int32_t monet__tok_eos(const monet_tokenizer *t, int32_t k)
+{
+    return (int32_t)monet__u32(t->eos + (size_t)k * 4);
+}
+
+/* ---- tokenizer: characters and hashes ---- */
+
+/* How many bytes the character at s has (n > 0 are left), and its code. An invalid byte (also of an
+   overlong form, a surrogate, or beyond U+10FFFF) stands alone and has the code MONET__TOK_NONE. */
+static size_t monet__tok_char(const char *s, size_t n, uint32_t *code)
+{
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    uint32_t c = (uint8_t)s[0];
+    size_t i, size = c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0;
+    *code = size == 1 ? c : MONET__TOK_NONE;
+    if (size < 2 || size > n) return 1;
+    c &= 0x7Fu >> size;
+    for (i = 1; i < size; i++) {
+        if (((uint8_t)s[i] & 0xC0) != 0x80) return 1;
+        c = c << 6 | ((uint8_t)s[i] & 0x3Fu);
+    }
+    if (c < least[size] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
+    *code = c == 0x2581 ? ' ' : c;
+    return size;
+}
+
+static bool monet__tok_is_mark(const char *s, size_t n) { /* U+2581 */
+    return n >= 3 && s[0] == '\xE2' && s[1] == '\x96' && s[2] == '\x81';
+}
+
+/* Writes the plain bytes of s to out (room for n) and returns their number. */
+static size_t monet__tok_plain(char *out, const char *s, size_t n)
+{
+    size_t i = 0, size = 0;
+    while (i < n) {
+        bool mark = monet__tok_is_mark(s + i, n - i);
+        out[size++] = mark ? ' ' : s[i];
+        i += mark ? 3 : 1;
+    }
+    return size;
+}
+
+/* A polynomial: hash(xy) = hash(x) * BASE^size(y) + hash(y), so one pass hashes both halves of all
+   splits of a piece. Mixed before use, because its low bits are weak. */
+static const uint64_t MONET__TOK_BASE = 0x9E3779B97F4A7C15u;
+static const uint64_t MONET__TOK_UNBASE = 0xF1DE83E19937733Du; /* BASE * UNBASE = 1 mod 2^64 */
+
+static inline uint64_t monet__tok_step(uint64_t hash, char c)
+{
+    return hash * MONET__TOK_BASE + (uint8_t)c + 1;
+}
+
+static uint64_t monet__tok_hash(const char *s, size_t n)
+{
+    uint64_t hash = 0;
+    size_t i;
+    for (i = 0; i < n; i++) hash = monet__tok_step(hash, s[i]);
+    return hash;
+}
+
+static inline uint64_t monet__tok_mix(uint64_t x)
+{
+    x = (x ^ x >> 32) * 0xD6E8FEB86659FD93u;
+    return x ^ x >> 32;
+}
+
+/* Where to start in a table of n. It has PROBES more places at its end, the last always free. */
+static inline size_t monet__tok_home(uint64_t mixed, uint32_t n)
+{
+    return (size_t)((mixed >> 32) * n >> 32);
+}
+
+static inline size_t monet__tok_slot_home(const monet_tokenizer *t, uint32_t a, uint32_t b)
+{
+    return monet__tok_home(monet__tok_mix(((uint64_t)a << 32 | b) * MONET__TOK_BASE), t->n_slots);
+}
+
+/* ---- tokenizer: the tables ---- */
+
+static inline const monet__tok_slot *monet__tok_find(const monet_tokenizer *t,
+                                                     uint32_t a, uint32_t b)
+{
+    const monet__tok_slot *slot = t->slots + monet__tok_slot_home(t, a, b);
+    while (slot->value >= 0 && (slot->a != a || slot->b != b)) slot++;
+    return slot->value >= 0 ? slot : NULL;
+}
+
+/* The slot of (a,b), new ones with value -1: the caller sets it. NULL: too many probes. */
+static monet__tok_slot *monet__tok_add(monet_tokenizer *t, uint32_t a, uint32_t b,
+                                       monet_error *err)
+{
+    monet__tok_slot *slot = t->slots + monet__tok_slot_home(t, a, b), *end;
+    for (end = slot + MONET__TOK_PROBES - 1; slot < end; slot++) {
+        if (slot->value >= 0 && (slot->a != a || slot->b != b)) continue;
+        slot->a = a;
+        slot->b = b;
+        return slot;
+    }
+    monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: one hash value for more than %d entries",
+                MONET__TOK_PROBES - 1);
+    return NULL;
+}
+
+static inline const monet__tok_slot *monet__tok_pair(const monet_tokenizer *t,
+                                                     int32_t left, int32_t right)
+{
+    return (left | right) < 0 ? NULL : monet__tok_find(t, (uint32_t)left, (uint32_t)right);
+}
+
+/* The symbol of a character; -1 if it is in no piece, or invalid. */
+static int32_t monet__tok_symbol(const monet_tokenizer *t, uint32_t code)
+{
+    const monet__tok_slot *slot = monet__tok_find(t, MONET__TOK_CHARS, code);
+    return slot ? slot->value : -1;
+}
+
+/* The place of the piece with exactly these bytes, or the free one for it; NULL: too many probes. */
+static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t mixed,
+                                           const char *bytes, size_t size)
+{
+    monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names), *end;
+    for (end = name + MONET__TOK_PROBES - 1; name < end; name++) {
+        monet__piece p;
+        if (name->id < 0) return name;
+        p = monet__tok_piece(t, name->id);
+        if (name->tag == (uint32_t)mixed && p.size == size &&
+            memcmp(t->blob + p.offset, bytes, size) == 0) return name;
+    }
+    return NULL;
+}
+
+/* The piece with these plain bytes that merges can make; -1 if there is none. */
+static int32_t monet__tok_usable(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n)
+{
+    uint64_t mixed = monet__tok_mix(hash);
+    const monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
+    for (; name->id >= 0; name++) {
+        const uint32_t *at = t->text_at + name->id;
+        if (name->tag == (uint32_t)mixed && at[1] - at[0] == n &&
+            (t->marks[name->id] & MONET__TOK_USABLE) && memcmp(t->text + at[0], s, n) == 0) {
+            return name->id;
+        }
+    }
+    return -1;
+}
+
+/* ---- tokenizer: checks ---- */
+
+/* The bytes of a piece for a message, what is not printable ASCII as \xHH. */
+static const char *monet__tok_show(char out[64], const monet_tokenizer *t, int32_t id)
+{
+    static const char hex[] = "0123456789ABCDEF";
+    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+    size_t i, n = 0;
+    for (i = 0; i < p->size && n < 56; i++) {
+        uint8_t c = (uint8_t)t->blob[p->offset + i];
+        if (c >= 0x20 && c < 0x7F) {
+            out[n++] = (char)c;
+        } else {
+            out[n++] = '\\';
+            out[n++] = 'x';
+            out[n++] = hex[c >> 4];
+            out[n++] = hex[c & 15];
+        }
+    }
+    if (i < p->size) memcpy(out + n, "...", 3), n += 3;
+    out[n] = 0;
+    return out;
+}
+
+static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
+                                    int64_t found, int64_t expected, monet_error *err)
+{
+    char shown[64];
+    return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, expected %D",
+                       id, monet__tok_show(shown, t, id), what, found, expected);
+}
+
+static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
+                                           monet_error *err)
+{
+    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+    uint32_t code = 0;
+    size_t i = 0;
+    if (p->size == 0 || p->size > MONET__TOK_MAX_PIECE) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d has %d bytes, need 1 to %d",
+                           id, (int)p->size, MONET__TOK_MAX_PIECE);
+    }
+    if (p->offset > t->blob_size || p->size > t->blob_size - p->offset) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d ends at byte %U of %U",
+                           id, (uint64_t)p->offset + p->size, (uint64_t)t->blob_size);
+    }
+    if (p->type < MONET_PIECE_NORMAL || p->type > MONET_PIECE_BYTE) {
+        return monet__tok_fail(t, id, "type", p->type, MONET_PIECE_NORMAL, err);
+    }
+    if ((monet__bits(p->score) & 0x7F800000u) == 0x7F800000u) {
+        return monet__tok_fail(t, id, "score is not finite: exponent", 255, 254, err);
+    }
+    while (i < p->size && code != MONET__TOK_NONE) {
+        i += monet__tok_char(t->blob + p->offset + i, p->size - i, &code);
+    }
+    if (code == MONET__TOK_NONE) {
+        return monet__tok_fail(t, id, "no valid UTF-8, good bytes:", (int64_t)i - 1, p->size, err);
+    }
+    return MONET_OK;
+}
+
+/* How many slots the piece can take: the splits of a normal one and its first and last character. */
+static uint64_t monet__tok_slots_of(const monet_tokenizer *t, const monet__piece *p)
+{
+    uint64_t i, chars = 0;
+    if (p->type == MONET_PIECE_USER || p->type == MONET_PIECE_CONTROL) return p->size + 1u;
+    if (p->type != MONET_PIECE_NORMAL || t->n_merges) return 1;
+    for (i = 0; i < p->size; i++) chars += ((uint8_t)t->blob[p->offset + i] & 0xC0) != 0x80;
+    return chars + 1;
+}
+
+static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->n_pieces;
+}
+
+static monet_result monet__tok_check(const monet_tokenizer *t, monet_error *err)
+{
+    const int32_t ids[3] = {t->unk_id, t->bos_id, t->eos_id};
+    uint64_t total = 0;
+    int32_t i;
+    if (t->n_pieces < 1 || t->n_pieces > MONET__TOK_MAX_COUNT) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d pieces, need 1 to %d",
+                           t->n_pieces, MONET__TOK_MAX_COUNT);
+    }
+    if (t->n_merges < 0 || t->n_merges > MONET__TOK_MAX_COUNT) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d merges, need 0 to %d",
+                           t->n_merges, MONET__TOK_MAX_COUNT);
+    }
+    if (t->prefix_space < 0 || t->prefix_space > 2) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: prefix space mode %d, need 0 to 2",
+                           t->prefix_space);
+    }
+    for (i = 0; i < 3; i++) {
+        if (ids[i] == -1 || monet__tok_is_id(t, ids[i])) continue;
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %s id %d, there are %d pieces",
+                           i == 0 ? "unk" : i == 1 ? "bos" : "eos", ids[i], t->n_pieces);
+    }
+    for (i = 0; i < t->n_eos; i++)
+        if (!monet__tok_is_id(t, monet__tok_eos(t, i)))
+            return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: eos id %d, there are %d pieces",
+                               monet__tok_eos(t, i), t->n_pieces);
+    for (i = 0; i < t->n_pieces; i++) {
+        monet_result result = monet__tok_check_piece(t, i, err);
+        if (result != MONET_OK) return result;
+        total += monet__tok_piece(t, i).size;
+    }
+    /* Pieces that share bytes could ask for far more memory than the file has. */
+    if (total > t->blob_size || total > MONET__TOK_MAX_TEXT) {
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "tokenizer: pieces of %U bytes together, room for %U",
+                           total, (uint64_t)t->blob_size);
+    }
+    return MONET_OK;
+}
+
+/* Checks the pieces and says how many bytes (aligned to 4) the indexes take. Call before build. */
+static monet_result monet__tok_index_size(monet_tokenizer *t, size_t *size, monet_error *err)
+{
+    monet_result result = monet__tok_check(t, err);
+    uint64_t n_slots = 0, bytes = 0;
+    int32_t i;
+    if (result != MONET_OK) return result;
+    for (i = 0; i < t->n_pieces; i++) {
+        const monet__piece piece = monet__tok_piece(t, i);
+        n_slots += monet__tok_slots_of(t, &piece);
+        bytes += piece.size;
+    }
+    n_slots += (uint64_t)t->n_merges;
+    n_slots += n_slots / 2; /* below 2^32: text 2^30, pieces and merges 2^24 */
+    t->n_slots = (uint32_t)n_slots;
+    t->n_names = 2 * (uint32_t)t->n_pieces;
+    bytes += (n_slots + MONET__TOK_PROBES) * sizeof(monet__tok_slot) +
+             ((uint64_t)t->n_names + MONET__TOK_PROBES) * sizeof(monet__tok_name) +
+             ((uint64_t)t->n_pieces + 1) * sizeof(uint32_t) + (uint64_t)t->n_pieces;
+    *size = (size_t)bytes;
+    if (*size == bytes) return MONET_OK;
+    return monet__fail(err, MONET_ERROR_MEMORY, "tokenizer: the indexes need %U bytes", bytes);
+}
+
+/* ---- tokenizer: building the indexes ---- */
+
+/* The byte that "<0x41>" stands for, -1 for another form. */
+static int monet__tok_byte_value(const char *s, size_t n)
+{
+    int value = 0;
+    size_t i;
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    for (i = 3; i < 5; i++) {
+        int c = s[i], digit = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                            : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        if (digit < 0) return -1;
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/* Enters piece `id` as the byte it stands for, and returns this byte in *out. */
+static monet_result monet__tok_add_byte(monet_tokenizer *t, int32_t id, char *out,
+                                        monet_error *err)
+{
+    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+    int value = monet__tok_byte_value(t->blob + p->offset, p->size);
+    if (value < 0) return monet__tok_fail(t, id, "not of the form <0x41>: bytes", p->size, 6, err);
+    if (t->byte_ids[value] >= 0) {
+        return monet__tok_fail(t, id, "a byte that is there already as piece",
+                               t->byte_ids[value], -1, err);
+    }
+    t->byte_ids[value] = id;
+    *out = (char)(uint8_t)value;
+    return MONET_OK;
+}
+
+/* Names, decoded text, usable marks and byte ids of all pieces. */
+static monet_result monet__tok_add_names(monet_tokenizer *t, monet_error *err)
+{
+    char plain[MONET__TOK_MAX_PIECE];
+    int32_t id;
+    t->text_at[0] = 0;
+    for (id = 0; id < t->n_pieces; id++) {
+        const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+        const char *bytes = t->blob + p->offset;
+        size_t size = monet__tok_plain(plain, bytes, p->size);
+        uint64_t mixed = monet__tok_mix(monet__tok_hash(plain, size));
+        monet__tok_name *name = monet__tok_name_at(t, mixed, bytes, p->size);
+        if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, 1, err);
+        if (name->id >= 0) return monet__tok_fail(t, id, "same bytes as piece", name->id, -1, err);
+        name->id = id;
+        name->tag = (uint32_t)mixed;
+        if (p->type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p->size)) {
+            t->marks[id] = MONET__TOK_USABLE; /* a true space is never seen by the merges */
+        } else if (p->type == MONET_PIECE_CONTROL || p->type == MONET_PIECE_UNKNOWN) {
+            size = 0;
+        } else if (p->type == MONET_PIECE_BYTE) {
+            monet_result result = monet__tok_add_byte(t, id, plain, err);
+            if (result != MONET_OK) return result;
+            size = 1;
+        }
+        memcpy(t->text + t->text_at[id], plain, size);
+        t->text_at[id + 1] = t->text_at[id] + (uint32_t)size;
+    }
+    for (id = 0; id < 256; id++) {
+        if (t->byte_ids[id] >= 0) continue;
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: no piece for byte %d of 0 to 255",
+                           id);
+    }
+    return MONET_OK;
+}
+
+static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
+{
+    *size = t->text_at[id + 1] - t->text_at[id];
+    return t->text + t->text_at[id];
+}
+
+/* The symbol of a character; made now if it has none. -1: too many probes. */
+static int32_t monet__tok_add_char(monet_tokenizer *t, uint32_t code, monet_error *err)
+{
+    monet__tok_slot *slot = monet__tok_add(t, MONET__TOK_CHARS, code, err);
+    if (!slot) return -1;
+    if (slot->value < 0) slot->value = t->n_symbols++;
+    return slot->value;
+}
+
+/* Symbols of the characters that are pieces, then of those that pieces start or end with. */
+static monet_result monet__tok_add_chars(monet_tokenizer *t, monet_error *err)
+{
+    int32_t id, pass;
+    for (pass = 0; pass < 2; pass++) {
+        for (id = 0; id < t->n_pieces; id++) {
+            uint32_t code;
+            size_t n, last;
+            const char *s = monet__tok_text(t, id, &n);
+            bool single;
+            if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
+            single = monet__tok_char(s, n, &code) == n;
+            if (pass == 0 && single) {
+                monet__tok_slot *slot = monet__tok_add(t, MONET__TOK_CHARS, code, err);
+                if (!slot) return MONET_ERROR_FORMAT;
+                slot->value = id;
+            } else if (pass == 1 && !single && t->n_merges == 0) {
+                if (monet__tok_add_char(t, code, err) < 0) return MONET_ERROR_FORMAT;
+                for (last = n - 1; ((uint8_t)s[last] & 0xC0) == 0x80;) last--;
+                (void)monet__tok_char(s + last, n - last, &code);
+                if (monet__tok_add_char(t, code, err) < 0) return MONET_ERROR_FORMAT;
+            }
+        }
+    }
+    return MONET_OK;
+}
+
+/* The byte tree: slot (TREE + node, byte) leads to node `value`; `priority` is the piece ending there. */
+static monet_result monet__tok_add_special(monet_tokenizer *t, int32_t id, monet_error *err)
+{
+    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+    uint8_t kind = p->type == MONET_PIECE_USER ? 1 : 2;
+    char plain[MONET__TOK_MAX_PIECE];
+    size_t i, size = monet__tok_plain(plain, t->blob + p->offset, p->size);
+    monet__tok_slot *slot = NULL;
+    uint32_t node = 0;
+    for (i = 0; i < size; i++) {
+        slot = monet__tok_add(t, MONET__TOK_TREE + node, (uint8_t)plain[i], err);
+        if (!slot) return MONET_ERROR_FORMAT;
+        if (slot->value < 0) slot->value = (int32_t)++t->n_nodes;
+        node = (uint32_t)slot->value;
+    }
+    if (slot && slot->priority == MONET__TOK_NONE) slot->priority = (uint32_t)id;
+    t->starts[(uint8_t)plain[0]] |= kind;
+    if (plain[0] == ' ') t->starts[0xE2] |= kind;
+    return MONET_OK;
+}
+
+static void monet__tok_add_join(monet_tokenizer *t, int x, int y)
+{
+    t->joins[x * 32 + y / 8] = (uint8_t)(t->joins[x * 32 + y / 8] | 1 << y % 8);
+}
+
+/* Which bytes stand side by side in pieces; a space may look like E2 96 81 in the text. */
+static void monet__tok_add_joins(monet_tokenizer *t)
+{
+    int32_t id;
+    size_t i, n;
+    int x, y;
+    for (id = 0; id < t->n_pieces; id++) {
+        const char *s = monet__tok_text(t, id, &n);
+        for (i = 1; i < n && (t->marks[id] & MONET__TOK_USABLE); i++) {
+            x = (uint8_t)s[i - 1];
+            y = (uint8_t)s[i];
+            monet__tok_add_join(t, x, y);
+            if (x == ' ') monet__tok_add_join(t, 0x81, y);
+            if (y == ' ') monet__tok_add_join(t, x, 0xE2);
+            if (x == ' ' && y == ' ') monet__tok_add_join(t, 0x81, 0xE2);
+        }
+    }
+    for (x = 0; x < 256; x++) { /* and no cut inside of a character */
+        for (y = 0x80; y < 0xC0; y++) monet__tok_add_join(t, x, y);
+    }
+}
+
+static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_t right,
+                                        int32_t result, uint32_t priority, monet_error *err)
+{
+    monet__tok_slot *slot = monet__tok_add(t, (uint32_t)left, (uint32_t)right, err);
+    if (!slot) return MONET_ERROR_FORMAT;
+    if (slot->value >= 0) {
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "tokenizer: merge %U joins the same pieces as merge %U",
+                           (uint64_t)priority, (uint64_t)slot->priority);
+    }
+    slot->value = result;
+    slot->priority = priority;
+    t->marks[result] |= MONET__TOK_FORMED;
+    return MONET_OK;
+}
+
+/* Without merges: every split of a piece into two symbols is one, its priority the piece's score. */
+static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_error *err)
+{
+    uint32_t bits = monet__bits(monet__tok_piece(t, id).score + 0.0f), code; /* -0 becomes 0 */
+    uint32_t priority = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; /* the higher score, the lower */
+    size_t n, i, first, start;
+    const char *s = monet__tok_text(t, id, &n);
+    uint64_t whole = monet__tok_hash(s, n), left_hash = 0, power = 1;
+    int32_t left = -1, right;
+    first = monet__tok_char(s, n, &code);
+    if (first < n) left = monet__tok_symbol(t, code);
+    for (i = 0; i < n; i++) power *= MONET__TOK_BASE;
+    for (i = 0, start = first; start < n; start += monet__tok_char(s + start, n - start, &code)) {
+        for (; i < start; i++) { /* now left_hash is of s[0..i), power is BASE^(n - i) */
+            left_hash = monet__tok_step(left_hash, s[i]);
+            power *= MONET__TOK_UNBASE;
+        }
+        if (start > first) left = monet__tok_usable(t, left_hash, s, start);
+        if (left < 0) continue;
+        if (start + monet__tok_char(s + start, n - start, &code) == n) {
+            right = monet__tok_symbol(t, code);
+        } else {
+            right = monet__tok_usable(t, whole - left_hash * power, s + start, n - start);
+        }
+        if (right >= 0) {
+            monet_result result = monet__tok_add_pair(t, left, right, id, priority, err);
+            if (result != MONET_OK) return result;
+        }
+    }
+    return MONET_OK;
+}
+
+static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet_error *err)
+{
+    const monet_merge merge = monet__tok_merge(t, rank), *m = &merge;
+    monet__piece l, r, p;
+    if (!monet__tok_is_id(t, m->left) || !monet__tok_is_id(t, m->right) ||
+        !monet__tok_is_id(t, m->result)) {
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
+                           rank, m->left, m->right, m->result, t->n_pieces);
+    }
+    l = monet__tok_piece(t, m->left);
+    r = monet__tok_piece(t, m->right);
+    p = monet__tok_piece(t, m->result);
+    if (p.size != l.size + r.size || memcmp(t->blob + p.offset, t->blob + l.offset, l.size) ||
+        memcmp(t->blob + p.offset + l.size, t->blob + r.offset, r.size)) {
+        char shown[64];
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "tokenizer: merge %d of pieces %d and %d gives other bytes than %d \"%s\"",
+                           rank, m->left, m->right, m->result,
+                           monet__tok_show(shown, t, m->result));
+    }
+    t->marks[m->result] |= MONET__TOK_FORMED;
+    if (!(t->marks[m->left] & t->marks[m->right] & t->marks[m->result] & MONET__TOK_USABLE)) {
+        return MONET_OK; /* text never yields one of them */
+    }
+    return monet__tok_add_pair(t, m->left, m->right, m->result, (uint32_t)rank, err);
+}
+
+/* ---- tokenizer: words ---- */
+
+typedef struct monet__tok_out {
+    const monet_tokenizer *t;
+    int32_t *tokens;
+    size_t capacity, count;     /* count goes on beyond the capacity */
+    void *scratch;              /* for the longest word, if that is over MONET__TOK_SHORT bytes */
+} monet__tok_out;
+
+static inline void monet__tok_push(monet__tok_out *out, int32_t token)
+{
+    if (out->count < out->capacity) out->tokens[out->count] = token;
+    out->count++;
+}
+
+/* A symbol that is no piece becomes its n bytes; only the prefix space has none in the text. */
+static inline void monet__tok_emit(monet__tok_out *out, int32_t symbol, const char *s, size_t n)
+{
+    size_t i;
+    if (symbol >= 0 && symbol < out->t->n_pieces) {
+        monet__tok_push(out, symbol);
+    } else if (n == 0) {
+        monet__tok_push(out, out->t->byte_ids[' ']);
+    } else {
+        for (i = 0; i < n; i++) monet__tok_push(out, out->t->byte_ids[(uint8_t)s[i]]);
+    }
+}
+
+/* The symbol of the character at s, and its size. */
+static inline int32_t monet__tok_read(const monet_tokenizer *t, const char *s, size_t n,
+                                      size_t *size)
+{
+    uint32_t code = (uint8_t)s[0];
+    *size = 1;
+    if (code < 0x80) return t->ascii[code];
+    *size = monet__tok_char(s, n, &code);
+    return monet__tok_symbol(t, code);
+}
+
+typedef struct monet__tok_part {
+    int32_t symbol, result;     /* result and priority of this symbol joined with the next one */
+    uint32_t priority;
+    uint32_t start;             /* where it starts in the word */
+} monet__tok_part;
+
+static inline void monet__tok_rate(const monet_tokenizer *t, monet__tok_part *p)
+{
+    const monet__tok_slot *slot = monet__tok_pair(t, p[0].symbol, p[1].symbol);
+    p->priority = slot ? slot->priority : MONET__TOK_NONE;
+    p->result = slot ? slot->value : -1;
+}
+
+static void monet__tok_short_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
+{
+    const monet_tokenizer *t = out->t;
+    monet__tok_part parts[MONET__TOK_SHORT + 2], *p, *end = parts, *best;
+    size_t i, size;
+    if (prefix) {
+        end->symbol = t->ascii[' '];
+        end++->start = 0;
+    }
+    for (i = 0; i < n; i += size, end++) {
+        end->symbol = monet__tok_read(t, s + i, n - i, &size);
+        end->start = (uint32_t)i;
+    }
+    end->symbol = -1; /* the last one has no right neighbour */
+    end->start = (uint32_t)n;
+    for (p = parts; p < end; p++) monet__tok_rate(t, p);
+    for (;;) {
+        for (best = p = parts; p < end; p++) {
+            if (p->priority < best->priority) best = p;
+        }
+        if (best->priority == MONET__TOK_NONE) break;
+        best->symbol = best->result;
+        for (p = best + 1; p < end; p++) p[0] = p[1];
+        end--;
+        monet__tok_rate(t, best);
+        if (best > parts) monet__tok_rate(t, best - 1);
+    }
+    for (p = parts; p < end; p++) {
+        monet__tok_emit(out, p->symbol, s + p->start, p[1].start - p->start);
+    }
+}
+
+/* A long word is a list: node i is the symbol that starts at byte i (one later after a prefix). */
+typedef struct monet__tok_node {
+    int32_t symbol, prev, next; /* -1 = none */
+    uint32_t priority;          /* of this symbol joined with the next one */
+} monet__tok_node;
+
+static void monet__tok_rate_node(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+{
+    const monet__tok_slot *slot = nodes[i].next < 0 ? NULL :
+        monet__tok_pair(t, nodes[i].symbol, nodes[nodes[i].next].symbol);
+    nodes[i].priority = slot ? slot->priority : MONET__TOK_NONE;
+}
+
+/* Joins node i with the next one; the caller looks at the new priorities of i and prev. */
+static void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+{
+    int32_t next = nodes[i].next;
+    nodes[i].symbol = monet__tok_pair(t, nodes[i].symbol, nodes[next].symbol)->value;
+    nodes[i].next = nodes[next].next;
+    nodes[next].priority = MONET__TOK_NONE;
+    if (nodes[i].next >= 0) nodes[nodes[i].next].prev = i;
+    monet__tok_rate_node(t, nodes, i);
+    if (nodes[i].prev >= 0) monet__tok_rate_node(t, nodes, nodes[i].prev);
+}
+
+/* Does the merges of the best priority from left to right, up to the first new pair that must go
+   before the next of them. Returns their number, and in *left how many nodes there were. */
+static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes, int32_t *left)
+{
+    uint32_t best = MONET__TOK_NONE;
+    int32_t i, merged = 0;
+    *left = 0;
+    for (i = 0; i >= 0; i = nodes[i].next, ++*left) {
+        if (nodes[i].priority < best) best = nodes[i].priority;
+    }
+    for (i = best == MONET__TOK_NONE ? -1 : 0; i >= 0;) {
+        if (nodes[i].priority != best) {
+            i = nodes[i].next;
+            continue;
+        }
+        monet__tok_join(t, nodes, i);
+        merged++;
+        if (nodes[i].priority < best) break;
+        if (nodes[i].prev >= 0 && nodes[nodes[i].prev].priority <= best) break;
+    }
+    return merged;
+}
+
+/* Binary heap, smallest key first; a key is priority << 32 | node. */
+static void monet__tok_heap_push(uint64_t *heap, size_t n, uint64_t key)
+{
+    for (; n > 0 && heap[(n - 1) / 2] > key; n = (n - 1) / 2) heap[n] = heap[(n - 1) / 2];
+    heap[n] = key;
+}
+
+static void monet__tok_heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
+{
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child >= n) break;
+        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= key) break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = key;
+}
+
+/* Keys of pairs that are gone stay in the heap and are skipped: their node has another priority.
+   At most one key a node at first, and two more for each merge less the one it used: 2n in all. */
+static void monet__tok_heap_merges(const monet_tokenizer *t, monet__tok_node *nodes,
+                                   uint64_t *heap)
+{
+    size_t n = 0, k;
+    int32_t i, side[2];
+    for (i = 0; i >= 0; i = nodes[i].next) {
+        uint64_t priority = nodes[i].priority;
+        if (priority != MONET__TOK_NONE) heap[n++] = priority << 32 | (uint32_t)i;
+    }
+    for (k = n / 2; k-- > 0;) monet__tok_heap_sink(heap, n, k, heap[k]);
+    while (n > 0) {
+        uint64_t key = heap[0];
+        n--;
+        monet__tok_heap_sink(heap, n, 0, heap[n]);
+        i = (int32_t)(uint32_t)key;
+        if (nodes[i].priority != key >> 32) continue;
+        monet__tok_join(t, nodes, i);
+        side[0] = i;
+        side[1] = nodes[i].prev;
+        for (k = 0; k < 2; k++) {
+            uint64_t priority = side[k] < 0 ? MONET__TOK_NONE : nodes[side[k]].priority;
+            if (priority == MONET__TOK_NONE) continue;
+            monet__tok_heap_push(heap, n++, priority << 32 | (uint32_t)side[k]);
+        }
+    }
+}
+
+static void monet__tok_long_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
+{
+    const monet_tokenizer *t = out->t;
+    const size_t shift = prefix;
+    uint64_t *heap = (uint64_t *)out->scratch;
+    monet__tok_node *nodes = (monet__tok_node *)(void *)(heap + 2 * (n + shift));
+    int32_t i, next, last = -1, left, merged;
+    size_t at, size, end;
+    for (at = 0; at < n + shift; at += size) {
+        size = 1;
+        nodes[at].symbol = at < shift ? t->ascii[' ']
+                         : monet__tok_read(t, s + at - shift, n + shift - at, &size);
+        nodes[at].prev = last;
+        nodes[at].next = -1;
+        if (last >= 0) nodes[last].next = (int32_t)at;
+        last = (int32_t)at;
+    }
+    for (i = 0; i >= 0; i = nodes[i].next) monet__tok_rate_node(t, nodes, i);
+    do merged = monet__tok_sweep(t, nodes, &left); while (merged > left / 16);
+    monet__tok_heap_merges(t, nodes, heap);
+    for (i = 0; i >= 0; i = next) {
+        next = nodes[i].next;
+        at = i ? (size_t)i - shift : 0;
+        end = next < 0 ? n : (size_t)next - shift;
+        monet__tok_emit(out, nodes[i].symbol, s + at, end - at);
+    }
+}
+
+static size_t monet__tok_scratch_size(size_t word) { /* with its prefix; see monet__tok_long_word */
+    return (word + 1) * (2 * sizeof(uint64_t) + sizeof(monet__tok_node));
+}
+
+static inline bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
+{
+    return t->joins[(uint8_t)x * 32 + (uint8_t)y / 8] >> ((uint8_t)y & 7) & 1;
+}
+
+static size_t monet__tok_longest_word(const monet_tokenizer *t, const char *s, size_t n)
+{
+    size_t i, start = 0, longest = 0;
+    for (i = 1; i <= n; i++) {
+        if (i < n && monet__tok_joined(t, s[i - 1], s[i])) continue;
+        if (i - start > longest) longest = i - start;
+        start = i;
+    }
+    return longest;
+}
+
+/* Text without special pieces. The prefix space goes to the first word. */
+static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool prefix)
+{
+    const monet_tokenizer *t = out->t;
+    size_t i = 0;
+    if (n == 0 && prefix) monet__tok_emit(out, t->ascii[' '], s, 0);
+    while (i < n) {
+        size_t start = i;
+        uint64_t hash = 0;
+        int32_t id;
+        do {
+            hash = monet__tok_step(hash, s[i++]);
+        } while (i < n && monet__tok_joined(t, s[i - 1], s[i]));
+        id = prefix ? -1 : monet__tok_usable(t, hash, s + start, i - start);
+        if (id >= 0 && (t->marks[id] & MONET__TOK_WHOLE)) {
+            monet__tok_push(out, id);
+        } else if (i - start <= MONET__TOK_SHORT) {
+            monet__tok_short_word(out, s + start, i - start, prefix);
+        } else {
+            monet__tok_long_word(out, s + start, i - start, prefix);
+        }
+        prefix = false;
+    }
+}
+
+/* ---- tokenizer: build ---- */
+
+/* The last steps: each piece must be the result of some merge; which ones are what their own text
+   merges to? (Rarely not: the pieces on the way may go elsewhere first.) */
+static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
+{
+    int32_t id, token;
+    uint32_t code;
+    for (code = 0; code < 128; code++) t->ascii[code] = monet__tok_symbol(t, code);
+    monet__tok_add_joins(t);
+    for (id = 0; id < t->n_pieces; id++) {
+        size_t n;
+        const char *s = monet__tok_text(t, id, &n);
+        monet__tok_out out;
+        if (monet__tok_piece(t, id).type != MONET_PIECE_NORMAL) continue;
+        if (!(t->marks[id] & MONET__TOK_FORMED) && monet__tok_char(s, n, &code) != n) {
+            return monet__tok_fail(t, id, "merges that make it", 0, 1, err);
+        }
+        if (!(t->marks[id] & MONET__TOK_USABLE) || n > MONET__TOK_SHORT) continue;
+        memset(&out, 0, sizeof out);
+        out.t = t;
+        out.tokens = &token;
+        out.capacity = 1;
+        monet__tok_short_word(&out, s, n, false);
+        if (out.count == 1 && token == id) t->marks[id] |= MONET__TOK_WHOLE;
+    }
+    return MONET_OK;
+}
+
+/* Checks what monet__tok_index_size has not, and makes the indexes in its many bytes of memory. */
+static monet_result monet__tok_index(monet_tokenizer *t, void *memory, monet_error *err)
+{
+    monet_result result;
+    int32_t i;
+    t->slots = (monet__tok_slot *)memory;
+    t->names = (monet__tok_name *)(void *)(t->slots + t->n_slots + MONET__TOK_PROBES);
+    t->text_at = (uint32_t *)(void *)(t->names + t->n_names + MONET__TOK_PROBES);
+    t->marks = (uint8_t *)(t->text_at + t->n_pieces + 1);
+    t->text = (char *)(t->marks + t->n_pieces);
+    memset(t->slots, 0xFF, (t->n_slots + (size_t)MONET__TOK_PROBES) * sizeof *t->slots);
+    memset(t->names, 0xFF, (t->n_names + (size_t)MONET__TOK_PROBES) * sizeof *t->names);
+    memset(t->marks, 0, (size_t)t->n_pieces);
+    memset(t->joins, 0, sizeof t->joins);
+    memset(t->starts, 0, sizeof t->starts);
+    memset(t->byte_ids, 0xFF, sizeof t->byte_ids);
+    t->n_nodes = 0;
+    t->n_symbols = t->n_pieces;
+    result = monet__tok_add_names(t, err);
+    if (result == MONET_OK) result = monet__tok_add_chars(t, err);
+    for (i = 0; i < t->n_pieces && result == MONET_OK; i++) {
+        const uint16_t type = monet__tok_piece(t, i).type;
+        if (type == MONET_PIECE_USER || type == MONET_PIECE_CONTROL) {
+            result = monet__tok_add_special(t, i, err);
+        } else if (t->n_merges == 0 && (t->marks[i] & MONET__TOK_USABLE)) {
+            result = monet__tok_add_splits(t, i, err);
+        }
+    }
+    for (i = 0; i < t->n_merges && result == MONET_OK; i++) {
+        result = monet__tok_add_merge(t, i, err);
+    }
+    return result == MONET_OK ? monet__tok_finish(t, err) : result;
+}
+
+/* ---- tokenizer: encode and decode ---- */
+
+/* The longest user-defined (and, if asked for, control) piece that starts here, -1 if none does.
+   With a prefix only a user-defined one that starts with this space. *size: its bytes of the text. */
+static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
+                                  bool control, size_t *size)
+{
+    const monet__tok_slot *slot;
+    int32_t found = -1;
+    uint32_t node = 0;
+    size_t i = 0, step;
+    for (;;) {
+        if (i == n && !prefix) break;
+        step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
+        slot = monet__tok_find(t, MONET__TOK_TREE + node, step == 1 ? (uint8_t)s[i] : ' ');
+        if (!slot) break;
+        i += step;
+        prefix = false;
+        node = (uint32_t)slot->value;
+        if (slot->priority != MONET__TOK_NONE &&
+            (control || monet__tok_piece(t, (int32_t)slot->priority).type == MONET_PIECE_USER)) {
+            found = (int32_t)slot->priority;
+            *size = i;
+        }
+    }
+    return found;
+}
+
+/* Words between special pieces. After a control piece a text begins anew: with prefix_space
+   "always" it gets its own prefix, as tokenizer.json does and as turns encoded one by one would. */
+static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsigned flags)
+{
+    const monet_tokenizer *t = out->t;
+    const bool control = (flags & MONET_PARSE_SPECIAL) != 0;
+    const bool always = t->prefix_space == 1 && !(flags & MONET_NO_PREFIX);
+    const unsigned mask = control ? 3 : 1;
+    bool prefix = always || (t->prefix_space == 2 && !(flags & MONET_NO_PREFIX) &&
+                             s[0] != ' ' && !monet__tok_is_mark(s, n));
+    size_t i = 0, from = 0, size = 0;
+    int32_t id = prefix && (t->starts[' '] & 1) ? monet__tok_special(t, s, n, true, false, &size) : -1;
+    if (id >= 0) {
+        monet__tok_push(out, id);
+        prefix = false;
+        i = from = size;
+    }
+    while (i < n) {
+        if (!(t->starts[(uint8_t)s[i]] & mask) ||
+            (id = monet__tok_special(t, s + i, n - i, false, control, &size)) < 0) {
+            i++;
+            continue;
+        }
+        if (monet__tok_piece(t, id).type == MONET_PIECE_CONTROL && i == from) prefix = false;
+        monet__tok_words(out, s + from, i - from, prefix);
+        monet__tok_push(out, id);
+        prefix = always && monet__tok_piece(t, id).type == MONET_PIECE_CONTROL;
+        from = i += size;
+    }
+    if (from < n) monet__tok_words(out, s + from, n - from, prefix);
+}
+
+MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *t, const char *text,
+    size_t text_size, unsigned flags, int32_t *tokens, size_t capacity, size_t *count)
+{
+    const unsigned known = MONET_ADD_BOS | MONET_ADD_EOS | MONET_PARSE_SPECIAL | MONET_NO_PREFIX;
+    monet__tok_out out;
+    size_t word, scratch_size = 0;
+    if (count) *count = 0;
+    if (!t || !count || (!text && text_size) || (!tokens && capacity) || (flags & ~known) ||
+        text_size > SIZE_MAX / 4) return MONET_ERROR_ARGUMENT;
+    out.t = t;
+    out.tokens = tokens;
+    out.capacity = capacity;
+    out.count = 0;
+    out.scratch = NULL;
+    word = monet__tok_longest_word(t, text, text_size);
+    if (word > MONET__TOK_MAX_TEXT) return MONET_ERROR_MEMORY;
+    if (word > MONET__TOK_SHORT) {
+        scratch_size = monet__tok_scratch_size(word);
+        out.scratch = monet__alloc(&t->host, scratch_size);
+        if (!out.scratch) return MONET_ERROR_MEMORY;
+    }
+    if ((flags & MONET_ADD_BOS) && t->bos_id >= 0) monet__tok_push(&out, t->bos_id);
+    if (text_size > 0) monet__tok_encode(&out, text, text_size, flags);
+    if ((flags & MONET_ADD_EOS) && t->eos_id >= 0) monet__tok_push(&out, t->eos_id);
+    monet__free(&t->host, out.scratch, scratch_size);
+    *count = out.count;
+    return out.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API monet_result monet_tokenizer_decode(const monet_tokenizer *t, const int32_t *tokens,
+    size_t count, char *text, size_t capacity, size_t *text_size)
+{
+    size_t i, n, k, size = 0;
+    bool strip = t && t->strip_space;
+    if (text_size) *text_size = 0;
+    if (!t || !text_size || (!tokens && count) || (!text && capacity)) return MONET_ERROR_ARGUMENT;
+    for (i = 0; i < count; i++) {
+        const char *bytes = monet_tokenizer_bytes(t, tokens[i], &n);
+        if (!bytes || n > SIZE_MAX - size) return MONET_ERROR_ARGUMENT;
+        if (n > 0 && strip && bytes[0] == ' ') bytes++, n--;
+        else if (n == 0) continue;
+        strip = false;
+        for (k = 0; k < n && size + k < capacity; k++) text[size + k] = bytes[k];
+        size += n;
+    }
+    *text_size = size;
+    return size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *t, int32_t token, size_t *size)
+{
+    if (size) *size = 0;
+    if (!t || !size || !monet__tok_is_id(t, token)) return NULL;
+    return monet__tok_text(t, token, size);
+}
+
+MONET_API int32_t monet_tokenizer_size(const monet_tokenizer *t)
+{
+    return t ? t->n_pieces : 0;
+}
+MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *t)
+{
+    return t ? t->bos_id : -1;
+}
+
+MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *bytes, size_t size)
+{
+    char plain[MONET__TOK_MAX_PIECE];
+    const monet__tok_name *name;
+    uint64_t mixed;
+    if (!t || !bytes || size == 0 || size > sizeof plain) return -1;
+    mixed = monet__tok_mix(monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)));
+    name = monet__tok_name_at(t, mixed, bytes, size);
+    return name ? name->id : -1;
+}
+
+/* ---- tokenizer: the section of the file -------------------------------------------------------
+   u32 pieces, merges, end-of-text ids, bytes of all pieces, i32 unk id, bos id, u32 prefix space,
+   u32 strip space; then the pieces (u32 offset, u16 size, u16 type, f32 score), the merges
+   (u32 left, right, result), the end-of-text ids (u32), the bytes.                               */
+#define MONET__TOK_HEADER 32
+
+/* Finds the tables in the section and measures the indexes; nothing is allocated yet. */
+static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uint64_t size,
+                                    monet_error *err)
+{
+    uint64_t n_pieces, n_merges, n_eos, blob, need;
+    if (size < MONET__TOK_HEADER)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: section of %U bytes, its header "
+                           "alone needs %d", size, MONET__TOK_HEADER);
+    n_pieces = monet__u32(data), n_merges = monet__u32(data + 4);
+    n_eos = monet__u32(data + 8), blob = monet__u32(data + 12);
+    need = MONET__TOK_HEADER + 12 * (n_pieces + n_merges) + 4 * n_eos + blob; /* below 2^38 */
+    if (need != size || n_pieces > MONET__TOK_MAX_COUNT || n_merges > MONET__TOK_MAX_COUNT)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %U pieces, %U merges, %U ids and "
+                           "%U bytes take %U bytes, the section has %U", n_pieces, n_merges, n_eos,
+                           blob, need, size);
+    memset(t, 0, sizeof *t);
+    t->n_pieces = (int32_t)n_pieces, t->n_merges = (int32_t)n_merges, t->n_eos = (int32_t)n_eos;
+    t->unk_id = (int32_t)monet__u32(data + 16), t->bos_id = (int32_t)monet__u32(data + 20);
+    t->prefix_space = (int32_t)monet__u32(data + 24), t->strip_space = monet__u32(data + 28) != 0;
+    t->pieces = data + MONET__TOK_HEADER;
+    t->merges = t->pieces + 12 * n_pieces;
+    t->eos = t->merges + 12 * n_merges;
+    t->eos_id = t->n_eos ? monet__tok_eos(t, 0) : -1;
+    t->blob = (const char *)t->eos + 4 * n_eos;
+    t->blob_size = (size_t)blob;
+    return monet__tok_index_size(t, &t->index_size, err);
+}
+
+/* The indexes' place in the model's arena. */
+static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
+{
+    t->slots = (monet__tok_slot *)monet__take(arena, t->index_size, 1);
+}
+
+static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, monet_error *err)
+{
+    if (t->n_pieces > vocab_size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer has %d pieces, vocab_size is %d",
+                           t->n_pieces, vocab_size);
+    return monet__tok_index(t, t->slots, err);
+}
+
+MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
+{
+    for (int32_t k = 0; tokenizer && k < tokenizer->n_eos; ++k)
+        if (monet__tok_eos(tokenizer, k) == token) return true;
+    return false;
+}
+
+MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
+                                                monet_piece *pieces, monet_merge *merges,
+                                                int32_t *eos_ids, monet_tokenizer_data *out)
+{
+    const monet_tokenizer *t = tokenizer;
+    if (!t || !out) return MONET_ERROR_ARGUMENT;
+    memset(out, 0, sizeof *out);
+    out->pieces = pieces, out->n_pieces = t->n_pieces;
+    out->merges = merges, out->n_merges = t->n_merges;
+    out->eos_ids = eos_ids, out->n_eos = t->n_eos;
+    out->unk_id = t->unk_id, out->bos_id = t->bos_id;
+    out->prefix_space = t->prefix_space, out->strip_space = t->strip_space;
+    for (int32_t k = 0; pieces && k < t->n_pieces; ++k) {
+        monet__piece piece = monet__tok_piece(t, k);
+        pieces[k].bytes = t->blob + piece.offset;
+        pieces[k].size = piece.size;
+        pieces[k].type = piece.type;
+        pieces[k].score = piece.score;
+    }
+    for (int32_t k = 0; merges && k < t->n_merges; ++k) merges[k] = monet__tok_merge(t, k);
+    for (int32_t k = 0; eos_ids && k < t->n_eos; ++k) eos_ids[k] = monet__tok_eos(t, k);
+    return MONET_OK;
+}
+
+/* ---- threads ---------------------------------------------------------------------- >>threads
+   A team runs one function over items 0..count-1, split into contiguous ranges, one a thread. Work
+   is split by output only, never by a sum, so the number of threads does not change a bit.
+   The pool sleeps when idle: a thread spins for about 50 us for the next job, then waits.        */
+typedef void (*monet__item_fn)(void *context, int item, int task);
+
+#if defined(MONET_THREADS) && MONET__POSIX
+#define MONET__POOL 1
+typedef struct monet__pool {
+    pthread_mutex_t lock;
+    pthread_cond_t  wake, done;
+    pthread_t       threads[256];
+    int             n_threads, n_started, owner;
+    void (*task)(void *arg, int index);
+    void *arg;
+    unsigned        job;     /* number of the current job */
+    int             running; /* workers that have not finished it */
+    bool            quit;
+} monet__pool;
+typedef struct monet__worker {
+    monet__pool *pool;
+    int          index;
+} monet__worker;
+#else
+#define MONET__POOL 0
+#endif
+
+typedef struct monet__team {
+    monet_host host;
+    int        n; /* tasks at most */
+#if MONET__POOL
+    monet__pool    pool;
+    monet__worker  workers[256];
+    bool           has_pool;
+#endif
+} monet__team;
+
+#if MONET__POOL
+static void monet__relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void *monet__work(void *arg)
+{
+    monet__worker *me = (monet__worker *)arg;
+    monet__pool   *pool = me->pool;
+    unsigned       seen = 0;
+    for (;;) {
+        for (int spin = 0; spin < 700; ++spin) {
+            if (__atomic_load_n(&pool->job, __ATOMIC_ACQUIRE) != seen) break;
+            monet__relax();
+        }
+        pthread_mutex_lock(&pool->lock);
+        while (pool->job == seen && !pool->quit) pthread_cond_wait(&pool->wake, &pool->lock);
+        seen = pool->job;
+        pthread_mutex_unlock(&pool->lock);
+        if (pool->quit) return NULL;
+        if (me->index < pool->n_threads) pool->task(pool->arg, me->index);
+        if (__atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL) == 0) {
+            pthread_mutex_lock(&pool->lock);
+            pthread_cond_signal(&pool->done);
+            pthread_mutex_unlock(&pool->lock);
+        }
+    }
+}
+
+static void monet__pool_stop(monet__pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->quit = true;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int k = 0; k < pool->n_started; ++k) pthread_join(pool->threads[k], NULL);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
+}
+
+static bool monet__pool_start(monet__team *team)
+{
+    monet__pool *pool = &team->pool;
+    if (pthread_mutex_init(&pool->lock, NULL)) return false;
+    pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    pool->owner = (int)getpid();
+    while (pool->n_started < team->n - 1) {
+        monet__worker *worker = &team->workers[pool->n_started];
+        worker->pool = pool;
+        worker->index = pool->n_started + 1;
+        if (pthread_create(&pool->threads[pool->n_started], NULL, monet__work, worker)) {
+            monet__pool_stop(pool);
+            return false;
+        }
+        ++pool->n_started;
+    }
+    return true;
+}
+
+static void monet__pool_run(monet__pool *pool, int count, void (*task)(void *, int), void *arg)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->task = task;
+    pool->arg = arg;
+    pool->n_threads = count;
+    __atomic_store_n(&pool->running, pool->n_started, __ATOMIC_RELEASE);
+    __atomic_store_n(&pool->job, pool->job + 1, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    task(arg, 0);
+    for (int spin = 0; spin < 700; ++spin) {
+        if (!__atomic_load_n(&pool->running, __ATOMIC_ACQUIRE)) return;
+        monet__relax();
+    }
+    pthread_mutex_lock(&pool->lock);
+    while (__atomic_load_n(&pool->running, __ATOMIC_ACQUIRE))
+        pthread_cond_wait(&pool->done, &pool->lock);
+    pthread_mutex_unlock(&pool->lock);
+}
+#endif
+
+static bool monet__team_start(monet__team *team, const monet_host *host)
+{
+    memset(team, 0, sizeof *team);
+    team->host = *host;
+    team->n = host->n_threads > 0 ? host->n_threads : 1;
+    if (host->parallel_fn || team->n == 1) return true;
+#if MONET__POOL
+    team->has_pool = monet__pool_start(team);
+    return team->has_pool;
+#else
+    team->n = 1;
+    return true;
+#endif
+}
+
+static void monet__team_stop(monet__team *team)
+{
+#if MONET__POOL
+    if (team->has_pool && team->pool.owner == (int)getpid()) monet__pool_stop(&team->pool);
+#else
+    (void)team;
+#endif
+}
+
+typedef struct monet__job {
+    monet__item_fn fn;
+    void          *context;
+    int            count, n_tasks;
+} monet__job;
+
+static void monet__job_task(void *arg, int index)
+{
+    const monet__job *job = (const monet__job *)arg;
+    int64_t           first = (int64_t)job->count * index / job->n_tasks;
+    int64_t           end = (int64_t)job->count * (index + 1) / job->n_tasks;
+    for (int64_t item = first; item < end; ++item) job->fn(job->context, (int)item, index);
+}
+
+/* fn(context, item, task) for each item; task is below team->n and names scratch memory. */
+static void monet__each(monet__team *team, int count, monet__item_fn fn, void *context)
+{
+    monet__job job;
+    job.fn = fn;
+    job.context = context;
+    job.count = count;
+    job.n_tasks = team->n < count ? team->n : count;
+    if (job.n_tasks > 1 && team->host.parallel_fn) {
+        team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
+        return;
+    }
+#if MONET__POOL
+    if (job.n_tasks > 1 && team->has_pool && team->pool.owner == (int)getpid()) {
+        monet__pool_run(&team->pool, job.n_tasks, monet__job_task, &job);
+        return;
+    }
+#endif
+    for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
+}
+
+/* ---- layers ------------------------------------------------------------------------ >>layers
+   Each works on plain arrays. "split" marks vectors in split order, padded to whole groups.      */
+
+/* ---- layers: rmsnorm ------------------------------------------------------------------------
+   out = x / sqrt(mean(x^2) + eps) * weight, over one token. Easy to get wrong: eps is inside the
+   root; the mean is over C.                                                                      */
+static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) (C) */
+                                   const monet_real *weight, int C, monet_real eps)
+{
+    monet_real lanes[MONET__LANES] = {0}, rstd;
+    for (int k = 0; k < C; ++k) lanes[k % MONET__LANES] += x[k] * x[k];
+    rstd = 1 / (monet_real)sqrt((double)(monet__tree(lanes) / (monet_real)C + eps));
+    for (int k = 0; k < C; ++k) out[k] = x[k] * rstd * weight[k];
+}
+
+/* ---- layers: linear -------------------------------------------------------------------------
+   out[t] = W x[t] for up to three matrices that read the same x: q, k, v share one pass.         */
+typedef struct monet__product {
+    const monet_tensor *w;   /* MONET_PANELS (rows, C) */
+    monet_real         *out; /* (n_tokens, stride) */
+    size_t              stride;
+} monet__product;
+
+typedef struct monet__linear {
+    const monet__product *products;
+    int                   n_products, n_tokens;
+    const monet_real     *x; /* (n_tokens, x_stride) split */
+    size_t                x_stride;
+} monet__linear;
+
+static int monet__n_panels(const monet_tensor *w)
+{
+    return (int)((w->shape[0] + w->panel - 1) / w->panel);
+}
+
+static void monet__linear_panel(void *context, int item, int task)
+{
+    const monet__linear  *job = (const monet__linear *)context;
+    const monet__product *p = job->products;
+    const monet_real     *x[MONET__TOKENS];
+    monet_real           *out[MONET__TOKENS];
+    const char           *panel;
+    int                   rows;
+    (void)task;
+    for (; item >= monet__n_panels(p->w); ++p) item -= monet__n_panels(p->w);
+    panel = (const char *)p->w->data +
+            (size_t)item * monet__panel_size(p->w) * monet_dtype_size(p->w->dtype);
+    rows = (int)(p->w->shape[0] - (int64_t)item * MONET__ROWS);
+    if (rows > MONET__ROWS) rows = MONET__ROWS;
+    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
+        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+        for (int k = 0; k < n; ++k) {
+            x[k] = job->x + (size_t)(t + k) * job->x_stride;
+            out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)item * MONET__ROWS;
+        }
+        monet__dot_panel(out, panel, p->w->dtype, MONET__ROWS, rows,
+                         (size_t)(p->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP, x, n);
+    }
+}
+
+static void monet__linear_forward(monet__team *team, const monet__product *products,
+                                  int n_products, const monet_real *x, size_t x_stride,
+                                  int n_tokens)
+{
+    monet__linear job;
+    int           panels = 0;
+    job.products = products;
+    job.n_products = n_products;
+    job.n_tokens = n_tokens;
+    job.x = x;
+    job.x_stride = x_stride;
+    for (int k = 0; k < n_products; ++k) panels += monet__n_panels(products[k].w);
+    monet__each(team, panels, monet__linear_panel, &job);
+}
+
+/* ---- layers: rope ---------------------------------------------------------------------------
+   Turns the pairs (d, d + D/2) of a head by the angle pos * theta^(-2d/D): "rotate half".
+   Angles in double, so that far positions keep their digits.                                     */
+static void monet__rope_table(monet_real *cosine, monet_real *sine, /* (S,D/2) (S,D/2) */
+                              int S, int D, double theta)
+{
+    for (int d = 0; d < D / 2; ++d) {
+        double frequency = pow(theta, -2.0 * d / D);
+        for (int pos = 0; pos < S; ++pos) {
+            cosine[(size_t)pos * (size_t)(D / 2) + (size_t)d] = (monet_real)cos(pos * frequency);
+            sine[(size_t)pos * (size_t)(D / 2) + (size_t)d] = (monet_real)sin(pos * frequency);
+        }
+    }
+}
+
+static void monet__rope_forward(monet_real *head, const monet_real *cosine, /* (D) (D/2) (D/2) */
+                                const monet_real *sine, int D)
+{
+    for (int d = 0; d < D / 2; ++d) {
+        monet_real u = head[d], v = head[d + D / 2];
+        head[d] = u * cosine[d] - v * sine[d];
+        head[d + D / 2] = v * cosine[d] + u * sine[d];
+    }
+}
+
+/* ---- layers: attention ----------------------------------------------------------------------
+   One query head of one token against the cached keys and values of positions 0..n-1:
+   out = sum_j softmax_j(q . k_j / sqrt(D)) v_j. Heads are padded to 16 with zeros in the cache.
+   Every query sums over positions in ascending order, whatever else is in the batch.             */
+static void monet__attention_forward(monet_real *out, monet_real *scores, /* (D) (n) */
+                                     const monet_real *q, const void *keys, /* (D) (S,padded) */
+                                     const void *values, monet_dtype dtype, int n, int D,
+                                     int padded)
+{
+    monet_real scale = 1 / (monet_real)sqrt((double)D), max, sum;
+    for (int j = 0; j < n; ++j)
+        scores[j] = scale * monet__dot(q, keys, dtype, (size_t)j * (size_t)padded, (size_t)padded);
+    max = scores[0];
+    for (int j = 1; j < n; ++j)
+        if (scores[j] > max) max = scores[j];
+    for (int j = 0; j < n; ++j) scores[j] = monet__exp(scores[j] - max);
+    sum = monet__sum(scores, (size_t)n);
+    for (int d = 0; d < D; ++d) out[d] = 0;
+    for (int j = 0; j < n; ++j)
+        monet__axpy(out, scores[j] / sum, values, dtype, (size_t)j * (size_t)padded, (size_t)D);
+}
+
+/* ---- layers: router -------------------------------------------------------------------------
+   One head of one side, in place: logits z (N) become gates (paper, eq. 10 and 11).
+     zn = (z - mean) / sqrt(var + 1e-5)           BatchNorm without affine, one channel a head
+     cut = min(max zn, sigma)                     sigma = normal quantile of 1 - k/N
+     g = softmax over {zn >= cut} of the raw z    0 elsewhere
+   Easy to get wrong: the cut is on normalised logits, the softmax on raw ones; the largest always
+   survives; k is an average only; ties survive together. False if a logit is not finite.         */
+static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var, monet_real sigma,
+                                  int N)
+{
+    monet_real rstd = 1 / (monet_real)sqrt((double)(var + (monet_real)1e-5)), cut, sum = 0;
+    monet_real top = z[0], top_norm = (z[0] - mean) * rstd;
+    for (int i = 0; i < N; ++i) {
+        if (!(z[i] - z[i] == 0)) return false; /* NaN or infinity */
+        if (z[i] > top) top = z[i], top_norm = (top - mean) * rstd;
+    }
+    cut = top_norm < sigma ? top_norm : sigma;
+    for (int i = 0; i < N; ++i) {
+        z[i] = (z[i] - mean) * rstd >= cut ? monet__exp(z[i] - top) : 0;
+        sum += z[i];
+    }
+    for (int i = 0; i < N; ++i) z[i] /= sum;
+    return true;
+}
+
+/* x with P(normal > x) = k/N: where the cut lies so that k half-experts survive on average. */
+static double monet__sigma(int k, int N)
+{
+    double low = -40, high = 40, tail = (double)k / N;
+    for (int step = 0; step < 100; ++step) { /* erfc falls: bisection always converges */
+        double middle = 0.5 * (low + high);
+        if (0.5 * erfc(middle / sqrt(2.0)) > tail) low = middle;
+        else high = middle;
+    }
+    return 0.5 * (low + high);
+}
+
+/* ---- experts ---------------------------------------------------------------------- >>experts
+   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS).
+
+   One "slot" is one active half-expert of one token. Axis 0 holds the i, axis 1 the j of P.
+     route    gates -> lists I, J and P (|I|,|J|) of each token; half-expert -> its slots
+     U        a[slot] = relu(U_i n + bias_i)^2              by half-expert, over its tokens
+     P        s[slot] = what the rows of V_i get            by token
+     V        y += s[slot] V_i + (row sum of P) B_i         by column, half-experts ascending
+   A half-expert that no token of the chunk uses is not read. Tokens are walked in chunks that fit
+   the memory; one token always fits, even if all its half-experts are active.                    */
+typedef struct monet__experts { /* weights of a layer; NULL where an axis has none (HD) */
+    const monet_tensor *u[2], *bias[2], *v[2], *b[2];
+} monet__experts;
+
+typedef struct monet__moe {
+    bool       horizontal;
+    int        C, H, N, m;      /* m: hidden units of a half-expert */
+    int        n_rows, width;   /* rows of a V panel; outputs of an axis: C, or C/2 (VD) */
+    size_t     y_stride;        /* of y: two axes side by side for VD */
+    int        max_tokens;
+    uint64_t   max_slots, max_pairs;
+    monet_real sigma;
+    /* gates of the router, for max_tokens tokens; capture keeps those of all routers */
+    monet_real *gates;          /* (max_tokens,2,H,N): logits first, gates after */
+    uint16_t   *active;         /* (max_tokens,2,N): I and J, ascending */
+    int32_t    *n_active;       /* (max_tokens,2) */
+    bool       *bad;            /* (max_tokens): a router logit was not finite */
+    /* routing of the chunk first..end-1 */
+    int         first, end;
+    uint32_t   *slot;           /* (max_tokens,2) first slot of a token */
+    size_t     *pair;           /* (max_tokens) start of its P */
+    monet_real *p;              /* (max_pairs) */
+    monet_real *sums[2];        /* (max_slots) row sums, column sums of P */
+    uint32_t   *start[2];       /* (N+1) half-expert -> its entries in users */
+    uint32_t   *users[2];       /* (max_slots,2) token, slot; by half-expert, then by token */
+    monet_real *a[2], *s[2];    /* (max_slots,m) (max_slots,n_rows) */
+    monet_real *scratch;        /* (tasks,H*N+N) */
+    /* the current layer */
+    const monet__experts *w;
+    const monet_real     *x;    /* (max_tokens,x_stride) split */
+    size_t                x_stride;
+    monet_real           *y;    /* (max_tokens,y_stride) */
+} monet__moe;
+
+/* Lays the workspace out; the sizes must be set. `routers` gates are kept (capture), at least 1. */
+static void monet__moe_layout(monet__moe *moe, monet__arena *arena, int n_tasks, int routers)
+{
+    uint64_t tokens = (uint64_t)moe->max_tokens, kept = tokens * (uint64_t)routers;
+    uint64_t N = (uint64_t)moe->N, H = (uint64_t)moe->H;
+    moe->gates = (monet_real *)monet__take(arena, kept * 2 * H * N, sizeof *moe->gates);
+    moe->active = (uint16_t *)monet__take(arena, kept * 2 * N, sizeof *moe->active);
+    moe->n_active = (int32_t *)monet__take(arena, kept * 2, sizeof *moe->n_active);
+    moe->bad = (bool *)monet__take(arena, tokens, sizeof *moe->bad);
+    moe->slot = (uint32_t *)monet__take(arena, tokens * 2, sizeof *moe->slot);
+    moe->pair = (size_t *)monet__take(arena, tokens, sizeof *moe->pair);
+    moe->p = (monet_real *)monet__take(arena, moe->max_pairs, sizeof *moe->p);
+    for (int axis = 0; axis < 2; ++axis) {
+        uint64_t slots = moe->max_slots;
+        moe->sums[axis] = (monet_real *)monet__take(arena, slots, sizeof(monet_real));
+        moe->start[axis] = (uint32_t *)monet__take(arena, N + 1, sizeof(uint32_t));
+        moe->users[axis] = (uint32_t *)monet__take(arena, slots * 2, sizeof(uint32_t));
+        moe->a[axis] = (monet_real *)monet__take(arena, slots * (uint64_t)moe->m,
+                                                 sizeof(monet_real));
+        moe->s[axis] = (monet_real *)monet__take(arena, slots * (uint64_t)moe->n_rows,
+                                                 sizeof(monet_real));
+    }
+    moe->scratch = (monet_real *)monet__take(arena, (uint64_t)n_tasks * (H * N + N),
+                                             sizeof(monet_real));
+    moe->y = (monet_real *)monet__take(arena, tokens * moe->y_stride, sizeof(monet_real));
+}
+
+static void monet__moe_sizes(monet__moe *moe, const monet_arch *arch, int max_tokens)
+{
+    uint64_t N = (uint64_t)arch->moe_experts, tokens = (uint64_t)max_tokens;
+    uint64_t usual = (uint64_t)arch->moe_heads * (uint64_t)arch->moe_topk * 5 / 4 + 8;
+    if (usual > N) usual = N;
+    moe->horizontal = arch->decompose == MONET_HORIZONTAL;
+    moe->C = arch->dim;
+    moe->H = arch->moe_heads;
+    moe->N = arch->moe_experts;
+    moe->m = moe->horizontal ? arch->moe_dim : arch->moe_dim / 2;
+    moe->n_rows = arch->moe_dim;
+    moe->width = moe->horizontal ? arch->dim : arch->dim / 2;
+    moe->y_stride = (size_t)monet__round_up((uint64_t)moe->width, MONET__GROUP) *
+                    (moe->horizontal ? 1 : 2);
+    moe->max_tokens = max_tokens;
+    moe->max_slots = tokens * usual > N ? tokens * usual : N;
+    moe->max_pairs = tokens * usual * usual > N * N ? tokens * usual * usual : N * N;
+    moe->sigma = (monet_real)monet__sigma(arch->moe_topk, arch->moe_experts);
+}
+
+/* The lists of one token and side: half-experts with a gate above 0 in some head. */
+static int monet__active_list(uint16_t *list, const monet_real *gates, int H, int N)
+{
+    int n = 0;
+    for (int i = 0; i < N; ++i)
+        for (int h = 0; h < H; ++h)
+            if (gates[(size_t)h * (size_t)N + (size_t)i] > 0) {
+                list[n++] = (uint16_t)i;
+                break;
+            }
+    return n;
+}
+
+/* How many tokens from `first` on fit the chunk; gives each its slots and its P. */
+static void monet__moe_chunk(monet__moe *moe, int first, int n_tokens)
+{
+    uint64_t slots[2] = {0, 0}, pairs = 0;
+    int      t = first;
+    for (; t < n_tokens; ++t) {
+        const int32_t *n = moe->n_active + 2 * (size_t)t;
+        uint64_t       p = (uint64_t)n[0] * (uint64_t)n[1];
+        if (slots[0] + (uint64_t)n[0] > moe->max_slots ||
+            slots[1] + (uint64_t)n[1] > moe->max_slots || pairs + p > moe->max_pairs)
+            break;
+        moe->pair[t] = (size_t)pairs;
+        pairs += p;
+        for (int axis = 0; axis < 2; ++axis) {
+            moe->slot[2 * (size_t)t + (size_t)axis] = (uint32_t)slots[axis];
+            slots[axis] += (uint64_t)n[axis];
+        }
+    }
+    moe->first = first;
+    moe->end = t;
+}
+
+/* P and its sums, for one token of the chunk. */
+static void monet__moe_pairs(void *context, int item, int task)
+{
+    monet__moe       *moe = (monet__moe *)context;
+    size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
+    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
+    monet_real       *near = moe->scratch + (size_t)task * (H * N + N); /* (H,n_j) g2 of J */
+    monet_real       *p = moe->p + moe->pair[t];
+    monet_real *r = moe->sums[0] + moe->slot[2 * t], *c = moe->sums[1] + moe->slot[2 * t + 1];
+    for (size_t h = 0; h < H; ++h)
+        for (size_t j = 0; j < n_j; ++j) near[h * n_j + j] = g2[h * N + J[j]];
+    for (size_t j = 0; j < n_j; ++j) c[j] = 0;
+    for (size_t i = 0; i < n_i; ++i, p += n_j) {
+        for (size_t j = 0; j < n_j; ++j) p[j] = 0;
+        for (size_t h = 0; h < H; ++h) {
+            monet_real g = g1[h * N + I[i]];
+            if (g > 0)
+                for (size_t j = 0; j < n_j; ++j) p[j] += g * near[h * n_j + j];
+        }
+        r[i] = monet__sum(p, n_j);
+        for (size_t j = 0; j < n_j; ++j) c[j] += p[j];
+    }
+}
+
+/* Inverts the lists of one axis: a counting sort of its slots by half-expert. */
+static void monet__moe_users(void *context, int axis, int task)
+{
+    monet__moe *moe = (monet__moe *)context;
+    uint32_t   *start = moe->start[axis], *users = moe->users[axis];
+    size_t      N = (size_t)moe->N;
+    (void)task;
+    memset(start, 0, (N + 1) * sizeof *start);
+    for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
+        for (int32_t k = 0; k < moe->n_active[2 * t + (size_t)axis]; ++k)
+            ++start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+    for (size_t i = 0; i < N; ++i) start[i + 1] += start[i];
+    for (size_t t = (size_t)moe->end; t-- > (size_t)moe->first;) /* backwards: ends become starts */
+        for (int32_t k = moe->n_active[2 * t + (size_t)axis]; k-- > 0;) {
+            uint32_t at = --start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+            users[2 * at] = (uint32_t)t;
+            users[2 * at + 1] = moe->slot[2 * t + (size_t)axis] + (uint32_t)k;
+        }
+    memmove(start, start + 1, N * sizeof *start); /* start[i+1] had become the start of i */
+    start[N] = 0;
+    for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
+        start[N] += (uint32_t)moe->n_active[2 * t + (size_t)axis];
+}
+
+/* a = relu(U n + bias)^2 for one half-expert (item) and all its tokens. Items run over both axes;
+   each goes to the task in whose share of the slots it begins, so that tasks are even.           */
+typedef struct monet__moe_job {
+    monet__moe *moe;
+    int         n_tasks;
+    int         axis;
+} monet__moe_job;
+
+static void monet__half_expert(monet__moe *moe, int axis, int i)
+{
+    const monet_tensor *u = moe->w->u[axis];
+    const monet_real   *x[MONET__TOKENS], *bias;
+    monet_real         *out[MONET__TOKENS];
+    int                 m = moe->m;
+    const char *panel = (const char *)u->data +
+                        (size_t)i * monet__panel_size(u) * monet_dtype_size(u->dtype);
+    bias = (const monet_real *)moe->w->bias[axis]->data + (size_t)i * (size_t)m;
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+        int n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
+            const uint32_t *user = moe->users[axis] + 2 * (size_t)(k + (uint32_t)n);
+            x[n] = moe->x + user[0] * moe->x_stride;
+            out[n] = moe->a[axis] + user[1] * (size_t)m;
+        }
+        monet__dot_panel(out, panel, u->dtype, m, m, (size_t)(moe->C + MONET__GROUP - 1) /
+                         MONET__GROUP, x, n);
+        for (int t = 0; t < n; ++t)
+            for (int q = 0; q < m; ++q) {
+                monet_real h = out[t][q] + bias[q];
+                out[t][q] = h > 0 ? h * h : h - h; /* h - h: 0, but NaN stays NaN */
+            }
+    }
+}
+
+static void monet__moe_u(void *context, int item, int task)
+{
+    const monet__moe_job *job = (const monet__moe_job *)context;
+    monet__moe           *moe = job->moe;
+    uint64_t              total = 0, at = 0;
+    (void)task;
+    for (int axis = 0; axis < 2; ++axis)
+        if (moe->w->u[axis]) total += moe->start[axis][moe->N];
+    for (int axis = 0; axis < 2; ++axis) {
+        if (!moe->w->u[axis]) continue;
+        for (int i = 0; i < moe->N; ++i) {
+            uint64_t begin = at + moe->start[axis][i];
+            if (moe->start[axis][i] < moe->start[axis][i + 1] &&
+                begin * (uint64_t)job->n_tasks / total == (uint64_t)item)
+                monet__half_expert(moe, axis, i);
+        }
+        at += moe->start[axis][moe->N];
+    }
+}
+
+/* s: what the V rows of each half-expert are multiplied with, for one token of the chunk.
+   HD: s_j = sum_i P[i,j] a_i.  VD: s_i = (r_i a1_i, sum_j P[i,j] a2_j),
+                                    s_j = (sum_i P[i,j] a1_i, c_j a2_j).                          */
+static void monet__moe_p(void *context, int item, int task)
+{
+    const monet__moe *moe = (const monet__moe *)context;
+    size_t            t = (size_t)(moe->first + item), m = (size_t)moe->m, rows, across, own;
+    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
+    const monet_real *p = moe->p + moe->pair[t], *a1 = moe->a[0] + slot_i * m;
+    const monet_real *a2 = moe->a[1] + slot_j * m;
+    monet_real       *s_i, *s_j;
+    (void)task;
+    rows = (size_t)moe->n_rows;
+    across = moe->horizontal ? 0 : m; /* where in s_i the sum over j goes */
+    own = m;                          /* where in s_j its own activation goes (VD) */
+    s_i = moe->s[0] + slot_i * rows;
+    s_j = moe->s[1] + slot_j * rows;
+    memset(s_j, 0, n_j * rows * sizeof *s_j);
+    for (size_t i = 0; i < n_i; ++i, p += n_j, a1 += m, s_i += rows) {
+        for (size_t j = 0; j < n_j; ++j)
+            if (p[j] != 0)
+                for (size_t q = 0; q < m; ++q) s_j[j * rows + q] += p[j] * a1[q];
+        if (moe->horizontal) continue;
+        for (size_t q = 0; q < m; ++q)
+            s_i[q] = moe->sums[0][slot_i + i] * a1[q], s_i[across + q] = 0;
+        for (size_t j = 0; j < n_j; ++j)
+            if (p[j] != 0)
+                for (size_t q = 0; q < m; ++q) s_i[across + q] += p[j] * a2[j * m + q];
+    }
+    for (size_t j = 0; !moe->horizontal && j < n_j; ++j)
+        for (size_t q = 0; q < m; ++q)
+            s_j[j * rows + own + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
+}
+
+/* Adds half-expert i to the columns of groups first..end-1, for all its tokens. */
+static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
+{
+    const monet_tensor *v = moe->w->v[axis], *b = moe->w->b[axis];
+    const monet_real   *s[MONET__TOKENS];
+    monet_real         *y[MONET__TOKENS];
+    size_t              rows = (size_t)moe->n_rows, half = axis && !moe->horizontal;
+    size_t column = half * (moe->y_stride / 2), group_size = monet__panel_rows(v) * MONET__GROUP;
+    const char *panel = (const char *)v->data +
+                        (size_t)i * monet__panel_size(v) * monet_dtype_size(v->dtype);
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+        const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
+        int             n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
+            s[n] = moe->s[axis] + user[2 * n + 1] * rows;
+        for (int g = first; g < end; ++g) {
+            size_t at = (size_t)g * MONET__GROUP, left = (size_t)moe->width - at;
+            for (int t = 0; t < n; ++t) y[t] = moe->y + user[2 * t] * moe->y_stride + column + at;
+            monet__sum_panel(y, panel + (size_t)g * group_size * monet_dtype_size(v->dtype),
+                             v->dtype, moe->n_rows, s, n);
+            for (int t = 0; t < n; ++t)
+                monet__axpy(y[t], moe->sums[axis][user[2 * t + 1]], b->data, b->dtype,
+                            (size_t)i * (size_t)moe->width + at,
+                            left < MONET__GROUP ? left : MONET__GROUP);
+        }
+    }
+}
+
+/* One task's share of the column groups, in blocks whose y stays in cache. */
+static void monet__moe_v(void *context, int item, int task)
+{
+    const monet__moe_job *job = (const monet__moe_job *)context;
+    monet__moe           *moe = job->moe;
+    int                   n_axes = moe->horizontal ? 1 : 2;
+    int                   groups = (int)(moe->y_stride / MONET__GROUP) / n_axes;
+    int                   total = groups * n_axes, block = moe->end - moe->first > 16 ? 4 : total;
+    int first = (int)((int64_t)total * item / job->n_tasks);
+    int end = (int)((int64_t)total * (item + 1) / job->n_tasks);
+    (void)task;
+    while (first < end) {
+        int axis = moe->horizontal ? 1 : first / groups, base = first / groups * groups;
+        int stop = first + block < end ? first + block : end;
+        if (stop > base + groups) stop = base + groups;
+        for (int i = 0; i < moe->N; ++i)
+            if (moe->start[axis][i] < moe->start[axis][i + 1])
+                monet__moe_add(moe, axis, i, first - base, stop - base);
+        first = stop;
+    }
+}
+
+/* y (n_tokens, y_stride) of one layer. `routed`: P of these tokens may still be in place. */
+static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__experts *w,
+                               const monet_real *x, size_t x_stride, int n_tokens, bool routed)
+{
+    monet__moe_job job;
+    moe->w = w;
+    moe->x = x;
+    moe->x_stride = x_stride;
+    job.moe = moe;
+    job.n_tasks = team->n;
+    memset(moe->y, 0, (size_t)n_tokens * moe->y_stride * sizeof *moe->y);
+    for (int t = 0; t < n_tokens; t = moe->end) {
+        if (!routed || moe->first != 0 || moe->end != n_tokens) {
+            monet__moe_chunk(moe, t, n_tokens);
+            monet__each(team, moe->end - t, monet__moe_pairs, moe);
+            monet__each(team, 2, monet__moe_users, moe);
+        }
+        monet__each(team, team->n, monet__moe_u, &job);
+        monet__each(team, moe->end - t, monet__moe_p, moe);
+        monet__each(team, team->n, monet__moe_v, &job);
+    }
+}
+
+/* y of one token, its two halves put together: (C). */
+static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
+{
+    const monet_real *y = moe->y + (size_t)t * moe->y_stride;
+    size_t            width = (size_t)moe->width, half = moe->y_stride / 2;
+    memcpy(out, y, width * sizeof *out);
+    if (!moe->horizontal) memcpy(out + width, y + half, width * sizeof *out);
+}
+
+/* ---- table -------------------------------------------------------------------------- >>table
+   Every tensor of a model, in file order: sizes, pointers and files come from this list alone.
+   Sizes are letters; u: rows of U, v: rows of V, W: outputs of one axis, 1: a vector.            */
+#define MONET__TABLE(X)                                                                            \
+    X(EMBED,     "embed_tokens.weight",                  'V', 'C', MONET_PANELS, 'd', FIRST)       \
+    X(NORM1,     "input_layernorm.weight",               'C', '1', MONET_ROWS,   '1', LAYER)       \
+    X(Q,         "self_attn.q_proj.weight",              'A', 'C', MONET_PANELS, 'd', LAYER)       \
+    X(K,         "self_attn.k_proj.weight",              'K', 'C', MONET_PANELS, 'd', LAYER)       \
+    X(V,         "self_attn.v_proj.weight",              'K', 'C', MONET_PANELS, 'd', LAYER)       \
+    X(O,         "self_attn.o_proj.weight",              'C', 'A', MONET_PANELS, 'd', LAYER)       \
+    X(NORM2,     "post_attention_layernorm.weight",      'C', '1', MONET_ROWS,   '1', LAYER)       \
+    X(ROUTER1,   "router.w1.weight",                     'Z', 'C', MONET_PANELS, 'd', ROUTER)      \
+    X(ROUTER2,   "router.w2.weight",                     'Z', 'C', MONET_PANELS, 'd', ROUTER)      \
+    X(MEAN1,     "router.norm1.running_mean",            'H', '1', MONET_ROWS,   '1', ROUTER)      \
+    X(VAR1,      "router.norm1.running_var",             'H', '1', MONET_ROWS,   '1', ROUTER)      \
+    X(MEAN2,     "router.norm2.running_mean",            'H', '1', MONET_ROWS,   '1', ROUTER)      \
+    X(VAR2,      "router.norm2.running_var",             'H', '1', MONET_ROWS,   '1', ROUTER)      \
+    X(U1,        "moe.u1.weight",                        'u', 'C', MONET_PANELS, 'm', VERTICAL)    \
+    X(BIAS1,     "moe.u1.bias",                          'u', '1', MONET_ROWS,   '1', VERTICAL)    \
+    X(V1,        "moe.v1.weight",                        'v', 'W', MONET_SUMS,   'M', VERTICAL)    \
+    X(B1,        "moe.b1",                               'N', 'W', MONET_ROWS,   '1', VERTICAL)    \
+    X(U2,        "moe.u2.weight",                        'u', 'C', MONET_PANELS, 'm', VERTICAL)    \
+    X(BIAS2,     "moe.u2.bias",                          'u', '1', MONET_ROWS,   '1', VERTICAL)    \
+    X(V2,        "moe.v2.weight",                        'v', 'W', MONET_SUMS,   'M', VERTICAL)    \
+    X(B2,        "moe.b2",                               'N', 'W', MONET_ROWS,   '1', VERTICAL)    \
+    X(U,         "moe.u.weight",                         'u', 'C', MONET_PANELS, 'm', HORIZONTAL)  \
+    X(BIAS,      "moe.u.bias",                           'u', '1', MONET_ROWS,   '1', HORIZONTAL)  \
+    X(VT,        "moe.v.weight",                         'v', 'W', MONET_SUMS,   'M', HORIZONTAL)  \
+    X(B,         "moe.b",                                'N', 'W', MONET_ROWS,   '1', HORIZONTAL)  \
+    X(NORM,      "norm.weight",                          'C', '1', MONET_ROWS,   '1', LAST)        \
+    X(LM_HEAD,   "lm_head.weight",                       'V', 'C', MONET_PANELS, 'd', UNTIED)
+
+enum { MONET__FIRST, MONET__LAYER, MONET__ROUTER, MONET__VERTICAL, MONET__HORIZONTAL, MONET__LAST,
+       MONET__UNTIED };
+#define MONET__ID(id, name, rows, columns, layout, panel, where) MONET__T_##id,
+enum { MONET__TABLE(MONET__ID) MONET__T_COUNT };
+#undef MONET__ID
+
+typedef struct monet__row {
+    const char  *name;
+    char         rows, columns;
+    monet_layout layout;
+    char         panel;
+    int          where;
+} monet__row;
+#define MONET__ROW(id, name, rows, columns, layout, panel, where)                                  \
+    {name, rows, columns, layout, panel, MONET__##where},
+static const monet__row monet__table[] = {MONET__TABLE(MONET__ROW)};
+#undef MONET__ROW
+
+static int64_t monet__dim(const monet_arch *a, char letter)
+{
+    int64_t side = a->decompose == MONET_VERTICAL ? 2 : 1; /* a VD half-expert has M/2 units */
+    switch (letter) {
+    case 'V': return a->vocab_size;
+    case 'C': return a->dim;
+    case 'A': return a->dim; /* A*D */
+    case 'K': return (int64_t)a->dim / a->n_heads * a->n_kv_heads;
+    case 'Z': return (int64_t)a->moe_heads * a->moe_experts;
+    case 'H': return a->moe_heads;
+    case 'N': return a->moe_experts;
+    case 'M': return a->moe_dim;
+    case 'm': return a->moe_dim / side;
+    case 'u': return (int64_t)a->moe_experts * (a->moe_dim / side);
+    case 'v': return (int64_t)a->moe_experts * a->moe_dim;
+    case 'W': return a->dim / side;
+    case 'd': return MONET__ROWS;
+    default: return 1;
+    }
+}
+
+/* Is tensor `id` in layer `layer` of such a model (layer -1: before, L: after the layers)? */
+static bool monet__has_tensor(const monet_arch *a, int id, int layer)
+{
+    switch (monet__table[id].where) {
+    case MONET__FIRST: return layer < 0;
+    case MONET__LAST: return layer == a->n_layers;
+    case MONET__UNTIED: return layer == a->n_layers && !a->tie_embeddings;
+    case MONET__ROUTER: return layer >= 0 && layer < a->n_layers && layer % a->moe_groups == 0;
+    case MONET__VERTICAL:
+        return layer >= 0 && layer < a->n_layers && a->decompose == MONET_VERTICAL;
+    case MONET__HORIZONTAL:
+        return layer >= 0 && layer < a->n_layers && a->decompose == MONET_HORIZONTAL;
+    default: return layer >= 0 && layer < a->n_layers;
+    }
+}
+
+static void monet__tensor_name(char *out, const monet_arch *a, int id, int layer)
+{
+    char        digits[22];
+    const char *parts[4] = {"layers.", monet__decimal(digits, (uint64_t)layer, false), ".",
+                            monet__table[id].name};
+    for (int k = layer < 0 || layer == a->n_layers ? 3 : 0; k < 4; ++k)
+        for (const char *s = parts[k]; *s; ++s) *out++ = *s;
+    *out = 0;
+}
+
+static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id, int layer,
+                                   monet_dtype dtype)
+{
+    const monet__row *row = &monet__table[id];
+    memset(t, 0, sizeof *t);
+    monet__tensor_name(t->name, a, id, layer);
+    t->n_dims = row->columns == '1' ? 1 : 2;
+    t->dtype = t->source_dtype = t->n_dims == 1 ? MONET_F32 : dtype;
+    t->layout = row->layout;
+    t->panel = (int32_t)monet__dim(a, row->panel);
+    t->shape[0] = monet__dim(a, row->rows);
+    t->shape[1] = monet__dim(a, row->columns);
+}
+
+/* Sizes and offsets from the dtypes; false if the sum does not fit. */
+static bool monet__place_tensors(monet_tensor *t, size_t count, uint64_t *total)
+{
+    uint64_t at = 0;
+    for (; count--; ++t) {
+        if (!monet__tensor_size(t, &t->size)) return false;
+        t->offset = at;
+        if (!monet__add(&at, at, t->size) || at > UINT64_MAX / 4) return false;
+        at = monet__round_up(at, 64);
+    }
+    *total = at;
+    return true;
+}
+
+MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
+                                          monet_tensor *out, size_t capacity, size_t *count)
+{
+    monet_arch checked;
+    uint64_t   total;
+    size_t     n = 0;
+    if (!arch || !count || !monet_dtype_size(dtype) || (capacity && !out))
+        return MONET_ERROR_ARGUMENT;
+    checked = *arch;
+    if (monet_arch_check(&checked, NULL) != MONET_OK) return MONET_ERROR_ARGUMENT;
+    for (int layer = -1; layer <= checked.n_layers; ++layer)
+        for (int id = 0; id < MONET__T_COUNT; ++id)
+            if (monet__has_tensor(&checked, id, layer)) {
+                if (n < capacity) monet__describe_tensor(&out[n], &checked, id, layer, dtype);
+                ++n;
+            }
+    *count = n;
+    if (n > capacity) return MONET_ERROR_CAPACITY;
+    return monet__place_tensors(out, n, &total) ? MONET_OK : MONET_ERROR_ARGUMENT;
+}
+
+#define MONET__ARCH(X) /* field, least, most */                                                    \
+    X(vocab_size, 1, 1 << 24) X(dim, 2, 1 << 20) X(n_layers, 1, 4096) X(n_heads, 1, 65536)         \
+    X(n_kv_heads, 1, 65536) X(max_seq_len, 1, 1 << 24) X(moe_experts, 2, 65535)                    \
+    X(moe_dim, 1, 65536) X(moe_heads, 1, 65536) X(moe_topk, 1, 65534) X(moe_groups, 1, 4096)       \
+    X(decompose, 0, 1) X(tie_embeddings, 0, 1)
+#define MONET__ARCH_SIZE (15 * 4)
+
+static monet_result monet__arch_divides(const monet_arch *a, monet_error *err)
+{
+    if (a->dim % a->n_heads)
+        return monet__fail(err, MONET_ERROR_FORMAT, "dim is %d, not a multiple of n_heads %d",
+                           a->dim, a->n_heads);
+    if (a->dim / a->n_heads % 2)
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "size of a head is %d (dim %d / n_heads %d): rope needs an even one",
+                           a->dim / a->n_heads, a->dim, a->n_heads);
+    if (a->n_heads % a->n_kv_heads)
+        return monet__fail(err, MONET_ERROR_FORMAT, "n_heads is %d, not a multiple of n_kv_heads %d",
+                           a->n_heads, a->n_kv_heads);
+    if (a->moe_topk >= a->moe_experts)
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "moe_topk is %d, must be less than moe_experts %d", a->moe_topk,
+                           a->moe_experts);
+    if (a->decompose == MONET_VERTICAL && a->moe_dim % 2)
+        return monet__fail(err, MONET_ERROR_FORMAT, "moe_dim is %d, vertical needs an even one",
+                           a->moe_dim);
+    if ((int64_t)a->moe_experts * a->moe_dim > 1 << 26)
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
+                           "moe_experts %d * moe_dim %d: more than %d", a->moe_experts,
+                           a->moe_dim, 1 << 26);
+    if ((int64_t)a->moe_experts * a->moe_heads > 1 << 26)
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
+                           "moe_experts %d * moe_heads %d: more than %d", a->moe_experts,
+                           a->moe_heads, 1 << 26);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
+{
+    if (!arch) return monet__fail(err, MONET_ERROR_ARGUMENT, "arch is NULL");
+    if (!arch->n_kv_heads) arch->n_kv_heads = arch->n_heads;
+    if (!arch->moe_groups) arch->moe_groups = 1;
+    if (arch->rope_theta == 0) arch->rope_theta = 10000.0f;
+    if (arch->norm_eps == 0) arch->norm_eps = 1e-6f;
+#define MONET__CHECK(field, least, most)                                                           \
+    if (arch->field < (least) || arch->field > (most))                                             \
+        return monet__fail(err, MONET_ERROR_FORMAT, #field " is %d, must be %d..%d", arch->field,  \
+                           (int)(least), (int)(most));
+    MONET__ARCH(MONET__CHECK)
+#undef MONET__CHECK
+    if (!(arch->rope_theta >= 1.0f && arch->rope_theta <= 1e12f))
+        return monet__fail(err, MONET_ERROR_FORMAT, "rope_theta must be 1..1e12");
+    if (!(arch->norm_eps >= 1e-12f && arch->norm_eps <= 1.0f))
+        return monet__fail(err, MONET_ERROR_FORMAT, "norm_eps must be 1e-12..1");
+    return monet__arch_divides(arch, err);
+}
+
+/* ---- model object --------------------------------------------------------------------------- */
+typedef struct monet__layer {
+    const monet_tensor *w[MONET__T_COUNT]; /* NULL where the layer has none */
+    monet__experts      experts;
+} monet__layer;
+
+typedef struct monet__span { /* bytes of a section, within the file's memory */
+    const uint8_t *data;
+    uint64_t       size, count;
+} monet__span;
+
+enum { MONET__S_ARCH = 1, MONET__S_TENSORS, MONET__S_TOKENIZER, MONET__S_METADATA, MONET__S_DATA,
+       MONET__S_COUNT };
+
+struct monet_model {
+    monet_host      host;
+    uint64_t        arena_size;
+    bool            has_weights, has_tokenizer;
+    monet_arch      arch;
+    monet_tensor   *tensors;
+    size_t          n_tensors;
+    monet__layer   *layers;
+    const monet_tensor *embed, *norm, *lm_head;
+    const char    **metadata; /* key, value, key, value, ... */
+    size_t          n_metadata;
+    monet_tokenizer tokenizer;
+    monet__span     sections[MONET__S_COUNT];
+    const uint8_t  *base;     /* the file's bytes ... */
+    uint64_t        size;
+    void           *block;    /* ... in this block of the host, or mapped, or borrowed */
+    uint64_t        block_size;
+    bool            mapped;
+};
+
+/* ---- load ---------------------------------------------------------------------------- >>load
+   Order: size, magic, version, endianness, hash, counts against the bytes that are there, each
+   entry against what the architecture says it must be. Only then memory is allocated.            */
+#define MONET__HEADER 64
+#define MONET__SECTION 40
+#define MONET__ENTRY 128
+static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
+
+static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
+{
+    if (size >= 5 && !memcmp(p, monet__magic, 5) &&
+        memcmp(p, monet__magic, size < 8 ? (size_t)size : 8))
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "magic is damaged: was the file transferred as text?");
+    if (size < MONET__HEADER)
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "file is %U bytes, the header alone needs %d: not a .monet file, "
+                           "or cut short", size, MONET__HEADER);
+    if (memcmp(p, monet__magic, 8))
+        return monet__fail(err, MONET_ERROR_FORMAT, "magic bytes: not a .monet file");
+    if (monet__u32(p + 12) == 0x04030201u)
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "byte order is big-endian");
+    if (monet__u32(p + 12) != 0x01020304u)
+        return monet__fail(err, MONET_ERROR_FORMAT, "byte order tag is %U, expected %U",
+                           (uint64_t)monet__u32(p + 12), (uint64_t)0x01020304);
+    if (monet__u16(p + 8) != 1)
+        return monet__fail(err, MONET_ERROR_VERSION, "file format is version %d, this reads 1",
+                           (int)monet__u16(p + 8));
+    if (monet__u64(p + 56) != monet__hash_of(p, 56))
+        return monet__fail(err, MONET_ERROR_FORMAT, "header: hash does not match");
+    if (monet__u64(p + 16) != size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes, header says %U", size,
+                           monet__u64(p + 16));
+    if (monet__u32(p + 24))
+        return monet__fail(err, MONET_ERROR_VERSION, "file needs features %U that this version "
+                           "does not have", (uint64_t)monet__u32(p + 24));
+    return MONET_OK;
+}
+
+/* One entry of the section table; *at is where the section must begin. */
+static monet_result monet__load_section(monet_model *model, const uint8_t *entry, uint64_t *at,
+                                        monet_error *err)
+{
+    uint32_t kind = monet__u32(entry), flags = monet__u32(entry + 4);
+    uint64_t offset = monet__u64(entry + 8), size = monet__u64(entry + 16), end;
+    if (offset != *at || !monet__add(&end, offset, size) || end > model->size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: bytes %U + %U, expected to begin "
+                           "at %U and to end by %U", (uint64_t)kind, offset, size, *at,
+                           model->size);
+    for (*at = end; *at % 64 && *at < model->size; ++*at)
+        if (model->base[*at])
+            return monet__fail(err, MONET_ERROR_FORMAT, "padding at byte %U is not zero", *at);
+    if (kind == MONET__S_DATA || !kind) {
+        if (!kind) return monet__fail(err, MONET_ERROR_FORMAT, "section kind is 0");
+    } else if (monet__hash_of(model->base + offset, (size_t)size) != monet__u64(entry + 24)) {
+        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: hash does not match",
+                           (uint64_t)kind);
+    }
+    if (kind >= MONET__S_COUNT)
+        return flags & 1 ? monet__fail(err, MONET_ERROR_VERSION, "section %U is needed and not "
+                                       "known to this version", (uint64_t)kind) : MONET_OK;
+    if (model->sections[kind].data)
+        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: twice", (uint64_t)kind);
+    model->sections[kind].data = model->base + offset;
+    model->sections[kind].size = size;
+    model->sections[kind].count = monet__u64(entry + 32);
+    return MONET_OK;
+}
+
+static monet_result monet__load_sections(monet_model *model, monet_error *err)
+{
+    uint64_t     n = monet__u32(model->base + 32), at = MONET__HEADER + n * MONET__SECTION;
+    monet_result result;
+    if (n > 64 || at > model->size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "%U sections in a file of %U bytes", n,
+                           model->size);
+    if (monet__hash_of(model->base + MONET__HEADER, (size_t)n * MONET__SECTION) !=
+        monet__u64(model->base + 40))
+        return monet__fail(err, MONET_ERROR_FORMAT, "section table: hash does not match");
+    for (; at % 64 && at < model->size; ++at)
+        if (model->base[at])
+            return monet__fail(err, MONET_ERROR_FORMAT, "padding at byte %U is not zero", at);
+    for (uint64_t k = 0; k < n; ++k) {
+        const uint8_t *entry = model->base + MONET__HEADER + k * MONET__SECTION;
+        result = monet__load_section(model, entry, &at, err);
+        if (result != MONET_OK) return result;
+    }
+    if (at != model->size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes, its sections end at %U",
+                           model->size, at);
+    return MONET_OK;
+}
+
+static monet_result monet__load_arch(monet_model *model, monet_error *err)
+{
+    const monet__span *span = &model->sections[MONET__S_ARCH];
+    const uint8_t     *p = span->data;
+    if (!p) {
+        if (model->sections[MONET__S_TOKENIZER].data && !model->sections[MONET__S_TENSORS].data &&
+            !model->sections[MONET__S_DATA].data)
+            return MONET_OK; /* a tokenizer alone */
+        return monet__fail(err, MONET_ERROR_FORMAT, "no architecture section");
+    }
+    if (span->size != MONET__ARCH_SIZE)
+        return monet__fail(err, MONET_ERROR_FORMAT, "architecture section is %U bytes, expected %d",
+                           span->size, MONET__ARCH_SIZE);
+#define MONET__READ(field, least, most) model->arch.field = (int32_t)monet__u32(p), p += 4;
+    MONET__ARCH(MONET__READ)
+#undef MONET__READ
+    model->arch.rope_theta = monet__float(monet__u32(p));
+    model->arch.norm_eps = monet__float(monet__u32(p + 4));
+    if (!model->arch.n_kv_heads || !model->arch.moe_groups || model->arch.rope_theta == 0 ||
+        model->arch.norm_eps == 0)
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "architecture: n_kv_heads, moe_groups, rope_theta or norm_eps is 0");
+    model->has_weights = true;
+    return monet_arch_check(&model->arch, err);
+}
+
+static size_t monet__count_tensors(const monet_arch *arch)
+{
+    size_t count = 0;
+    (void)monet_arch_tensors(arch, MONET_F32, NULL, 0, &count);
+    return count;
+}
+
+/* An entry that is not the expected one: say in which way. */
+static monet_result monet__wrong_entry(const monet_model *model, size_t index, const char *found,
+                                       monet_error *err)
+{
+    const char *expected = model->tensors[index].name;
+    for (size_t k = 0; k < model->n_tensors; ++k)
+        if (!strcmp(model->tensors[k].name, found))
+            return monet__fail(err, MONET_ERROR_FORMAT, k < index ? "tensor %s: duplicate, "
+                               "expected %s" : "tensor %s: out of order, %s is missing", found,
+                               expected);
+    return monet__fail(err, MONET_ERROR_FORMAT, "tensor '%s': not part of this model, expected %s",
+                       found, expected);
+}
+
+/* Entry `index` of the directory against the tensor that the architecture expects there. */
+static monet_result monet__load_entry(monet_model *model, size_t index, monet_error *err)
+{
+    const uint8_t *e = model->sections[MONET__S_TENSORS].data + index * MONET__ENTRY;
+    monet_tensor  *t = &model->tensors[index];
+    char           name[65];
+    uint32_t       dtype = monet__u32(e + 64), source = monet__u32(e + 68);
+    memcpy(name, e, 64);
+    name[64] = 0;
+    if (strcmp(name, t->name)) return monet__wrong_entry(model, index, name, err);
+    for (size_t k = strlen(name); k < 64; ++k)
+        if (name[k]) return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: bytes after its name",
+                                        t->name);
+    if (monet__u32(e + 72) != (uint32_t)t->n_dims)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: %U dimensions, expected %d",
+                           t->name, (uint64_t)monet__u32(e + 72), t->n_dims);
+    if (monet__u64(e + 80) != (uint64_t)t->shape[0] || monet__u64(e + 88) != (uint64_t)t->shape[1])
+        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: shape is (%U,%U), expected (%D,%D)",
+                           t->name, monet__u64(e + 80), monet__u64(e + 88), t->shape[0],
+                           t->shape[1]);
+    if (dtype > MONET_BF16 || source > MONET_BF16)
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "tensor %s: dtype %U from %U, this version "
+                           "knows 0..%d", t->name, (uint64_t)dtype, (uint64_t)source, MONET_BF16);
+    if (t->n_dims == 1 && dtype != MONET_F32)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: dtype is %s, expected f32",
+                           t->name, monet_dtype_name((monet_dtype)dtype));
+    t->dtype = (monet_dtype)dtype;
+    t->source_dtype = (monet_dtype)source;
+    t->hash = monet__u64(e + 112);
+    return MONET_OK;
+}
+
+static monet_result monet__load_tensors(monet_model *model, monet_error *err)
+{
+    const monet__span *data = &model->sections[MONET__S_DATA];
+    uint64_t           total = 0;
+    monet_result       result;
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        result = monet__load_entry(model, k, err);
+        if (result != MONET_OK) return result;
+    }
+    if (!monet__place_tensors(model->tensors, model->n_tensors, &total) || total != data->size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "data section is %U bytes, its tensors take %U",
+                           data->size, total);
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        monet_tensor  *t = &model->tensors[k];
+        const uint8_t *e = model->sections[MONET__S_TENSORS].data + k * MONET__ENTRY;
+        if (monet__u64(e + 96) != t->offset || monet__u64(e + 104) != t->size)
+            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: bytes %U + %U, expected %U + %U",
+                               t->name, monet__u64(e + 96), monet__u64(e + 104), t->offset,
+                               t->size);
+        t->data = data->data + t->offset;
+    }
+    return MONET_OK;
+}
+
+/* BatchNorm statistics must be numbers, variances not negative: the router divides by them. */
+static monet_result monet__load_statistics(const monet_model *model, monet_error *err)
+{
+    for (int l = 0; l < model->arch.n_layers; l += model->arch.moe_groups)
+        for (int id = MONET__T_MEAN1; id <= MONET__T_VAR2; ++id) {
+            const monet_tensor *t = model->layers[l].w[id];
+            bool                var = id == MONET__T_VAR1 || id == MONET__T_VAR2;
+            for (size_t h = 0; h < (size_t)t->shape[0]; ++h) {
+                monet_real x = monet__get(t->data, MONET_F32, h);
+                if (!(x - x == 0) || (var && x < 0))
+                    return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: entry %U is %s",
+                                       t->name, (uint64_t)h, x < 0 ? "negative" : "not finite");
+            }
+        }
+    return MONET_OK;
+}
+
+static void monet__link_tensors(monet_model *model)
+{
+    const monet_tensor *t = model->tensors;
+    int                 L = model->arch.n_layers;
+    for (int layer = -1; layer <= L; ++layer)
+        for (int id = 0; id < MONET__T_COUNT; ++id) {
+            if (!monet__has_tensor(&model->arch, id, layer)) continue;
+            if (layer >= 0 && layer < L) model->layers[layer].w[id] = t;
+            else if (id == MONET__T_EMBED) model->embed = model->lm_head = t;
+            else if (id == MONET__T_NORM) model->norm = t;
+            else model->lm_head = t;
+            ++t;
+        }
+    for (int layer = 0; layer < L; ++layer) {
+        const monet_tensor *const *w = model->layers[layer].w;
+        monet__experts            *e = &model->layers[layer].experts;
+        bool                       hd = model->arch.decompose == MONET_HORIZONTAL;
+        e->u[0] = hd ? w[MONET__T_U] : w[MONET__T_U1], e->u[1] = w[MONET__T_U2];
+        e->bias[0] = hd ? w[MONET__T_BIAS] : w[MONET__T_BIAS1], e->bias[1] = w[MONET__T_BIAS2];
+        e->v[0] = w[MONET__T_V1], e->v[1] = hd ? w[MONET__T_VT] : w[MONET__T_V2];
+        e->b[0] = w[MONET__T_B1], e->b[1] = hd ? w[MONET__T_B] : w[MONET__T_B2];
+    }
+}
+
+static monet_result monet__load_metadata(monet_model *model, monet_error *err)
+{
+    const monet__span *span = &model->sections[MONET__S_METADATA];
+    uint64_t           at = 0, key, value;
+    for (size_t k = 0; k < model->n_metadata; ++k) {
+        if (span->size - at < 8)
+            return monet__fail(err, MONET_ERROR_FORMAT, "metadata: record %U of %U is cut off",
+                               (uint64_t)k, span->count);
+        key = monet__u32(span->data + at), value = monet__u32(span->data + at + 4);
+        at += 8;
+        if (key + value + 2 > span->size - at || span->data[at + key] ||
+            span->data[at + key + 1 + value] || memchr(span->data + at, 0, (size_t)key) ||
+            memchr(span->data + at + key + 1, 0, (size_t)value))
+            return monet__fail(err, MONET_ERROR_FORMAT, "metadata: record %U: sizes %U and %U, "
+                               "%U bytes left", (uint64_t)k, key, value, span->size - at);
+        model->metadata[2 * k] = (const char *)span->data + at;
+        model->metadata[2 * k + 1] = (const char *)span->data + at + key + 1;
+        at += key + value + 2;
+    }
+    if (at != span->size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "metadata: %U bytes, its records take %U",
+                           span->size, at);
+    return MONET_OK;
+}
+
+/* The object's memory, measured (model->n_tensors ... are known) or laid out. */
+static uint64_t monet__model_layout(monet_model *model, char *base)
+{
+    monet__arena arena;
+    arena.base = base;
+    arena.used = sizeof *model;
+    arena.overflow = false;
+    model->tensors = (monet_tensor *)monet__take(&arena, model->n_tensors, sizeof(monet_tensor));
+    model->layers = (monet__layer *)monet__take(
+        &arena, model->has_weights ? (uint64_t)model->arch.n_layers : 0, sizeof(monet__layer));
+    model->metadata = (const char **)monet__take(&arena, (uint64_t)model->n_metadata * 2,
+                                                 sizeof(char *));
+    if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
+    return arena.overflow ? UINT64_MAX : arena.used;
+}
+
+/* Counts against bytes, before anything is allocated for them. */
+static monet_result monet__load_counts(monet_model *model, monet_error *err)
+{
+    const monet__span *s = model->sections;
+    model->n_tensors = model->has_weights ? monet__count_tensors(&model->arch) : 0;
+    if (s[MONET__S_TENSORS].count != model->n_tensors)
+        return monet__fail(err, MONET_ERROR_FORMAT, "%U tensors, this architecture has %U",
+                           s[MONET__S_TENSORS].count, (uint64_t)model->n_tensors);
+    if (s[MONET__S_TENSORS].size != (uint64_t)model->n_tensors * MONET__ENTRY)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tensor section is %U bytes, expected %U",
+                           s[MONET__S_TENSORS].size, (uint64_t)model->n_tensors * MONET__ENTRY);
+    if (model->has_weights && !s[MONET__S_DATA].data)
+        return monet__fail(err, MONET_ERROR_FORMAT, "no data section");
+    if (s[MONET__S_METADATA].count > s[MONET__S_METADATA].size / 10)
+        return monet__fail(err, MONET_ERROR_FORMAT, "metadata: %U records in %U bytes",
+                           s[MONET__S_METADATA].count, s[MONET__S_METADATA].size);
+    model->n_metadata = (size_t)s[MONET__S_METADATA].count;
+    if (!s[MONET__S_TOKENIZER].data) return MONET_OK;
+    model->has_tokenizer = true;
+    return monet__tok_open(&model->tokenizer, s[MONET__S_TOKENIZER].data,
+                           s[MONET__S_TOKENIZER].size, err);
+}
+
+/* Everything after the arena: tables are filled and checked. */
+static monet_result monet__load_tables(monet_model *model, monet_error *err)
+{
+    size_t       n = 0;
+    monet_result result = MONET_OK;
+    if (model->has_weights) {
+        (void)monet_arch_tensors(&model->arch, MONET_F32, model->tensors, model->n_tensors, &n);
+        result = monet__load_tensors(model, err);
+        if (result != MONET_OK) return result;
+        memset(model->layers, 0, (size_t)model->arch.n_layers * sizeof *model->layers);
+        monet__link_tensors(model);
+        result = monet__load_statistics(model, err);
+        if (result != MONET_OK) return result;
+    }
+    result = monet__load_metadata(model, err);
+    if (result == MONET_OK && model->has_tokenizer)
+        result = monet__tok_build(&model->tokenizer, model->has_weights ? model->arch.vocab_size
+                                                                        : INT32_MAX, err);
+    return result;
+}
+
+/* `draft` holds host, base, size and how the bytes were got; it is on the caller's stack. */
+static monet_result monet__load(monet_model *draft, const monet_model_config *config,
+                                monet_model **out, monet_error *err)
+{
+    monet_model *model;
+    uint64_t     size, need;
+    monet_result result = monet__load_magic(draft->base, draft->size, err);
+    if (result == MONET_OK) result = monet__load_sections(draft, err);
+    if (result == MONET_OK) result = monet__load_arch(draft, err);
+    if (result == MONET_OK) result = monet__load_counts(draft, err);
+    if (result != MONET_OK) return result;
+    size = monet__model_layout(draft, NULL);
+    if (!monet__add(&need, size, draft->size) || (config->max_bytes && need > config->max_bytes))
+        return monet__fail(err, MONET_ERROR_MEMORY, "model needs %U bytes, max_bytes is %U", need,
+                           config->max_bytes);
+    model = (monet_model *)monet__alloc(&draft->host, size + 64);
+    if (!model) return monet__no_memory(err, "model", size + 64);
+    *model = *draft;
+    model->arena_size = size + 64;
+    (void)monet__model_layout(model, (char *)model);
+    model->tokenizer.host = model->host;
+    result = monet__load_tables(model, err);
+    if (result == MONET_OK && config->verify && model->has_weights)
+        result = monet_model_verify(model, err);
+    if (result != MONET_OK) monet__free(&model->host, model, size + 64);
+    else *out = model;
+    return result;
+}
+
+/* Common start of both loaders: arguments, config, what this build can do at all. */
+static monet_result monet__load_begin(monet_model *draft, monet_model_config *full,
+                                      const monet_model_config *config, const void *source,
+                                      monet_model **out, monet_error *err)
+{
+    if (out) *out = NULL;
+    memset(draft, 0, sizeof *draft);
+    if (!out || !source)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "load: path, data or out is NULL");
+    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float))
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "this build (big-endian, or MONET_REAL "
+                           "not float) loads no files");
+    draft->host = config ? config->host : full->host;
+    return monet__config(full, sizeof *full, config, err);
+}
+
+MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
+                                               const monet_model_config *config, monet_model **out,
+                                               monet_error *err)
+{
+    monet_model        draft;
+    monet_model_config full;
+    monet_result       result;
+    memset(&full, 0, sizeof full);
+    result = monet__load_begin(&draft, &full, config, data, out, err);
+    if (result != MONET_OK) return result;
+    draft.host = full.host;
+    if ((uintptr_t)data % 64)
+        return monet__fail(err, MONET_ERROR_ARGUMENT,
+                           "data is not aligned to 64 bytes: address is %U more than a multiple",
+                           (uint64_t)((uintptr_t)data % 64));
+    draft.base = (const uint8_t *)data;
+    draft.size = size;
+    return monet__load(&draft, &full, out, err);
+}
+
+MONET_API monet_result monet_model_verify(const monet_model *model, monet_error *err)
+{
+    if (!model) return monet__fail(err, MONET_ERROR_ARGUMENT, "model is NULL");
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        const monet_tensor *t = &model->tensors[k];
+        const uint8_t      *p = (const uint8_t *)t->data + t->size;
+        if (monet__hash_of(t->data, (size_t)t->size) != t->hash)
+            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: hash does not match, its bytes "
+                               "are damaged", t->name);
+        for (uint64_t pad = t->offset + t->size; pad % 64; ++pad, ++p)
+            if (*p) return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: padding is not zero",
+                                       t->name);
+    }
+    return MONET_OK;
+}
+
+MONET_API void monet_model_free(monet_model *model)
+{
+    monet_host host;
+    if (!model) return;
+    host = model->host;
+#if MONET__POSIX && !defined(MONET_NO_STDIO)
+    if (model->mapped) munmap(model->block, (size_t)model->block_size);
+    else
+#endif
+        monet__free(&host, model->block, model->block_size);
+    monet__free(&host, model, model->arena_size);
+}
+
+MONET_API const monet_arch *monet_model_arch(const monet_model *model)
+{
+    return model && model->has_weights ? &model->arch : NULL;
+}
+
+MONET_API const monet_tokenizer *monet_model_tokenizer(const monet_model *model)
+{
+    return model && model->has_tokenizer ? &model->tokenizer : NULL;
+}
+
+MONET_API size_t monet_model_tensor_count(const monet_model *model)
+{
+    return model ? model->n_tensors : 0;
+}
+
+MONET_API const monet_tensor *monet_model_tensor(const monet_model *model, size_t index)
+{
+    return model && index < model->n_tensors ? &model->tensors[index] : NULL;
+}
+
+MONET_API const monet_tensor *monet_model_find_tensor(const monet_model *model, const char *name)
+{
+    for (size_t k = 0; name && model && k < model->n_tensors; ++k)
+        if (!strcmp(model->tensors[k].name, name)) return &model->tensors[k];
+    return NULL;
+}
+
+MONET_API size_t monet_model_metadata_count(const monet_model *model)
+{
+    return model ? model->n_metadata : 0;
+}
+
+MONET_API const char *monet_model_metadata_key(const monet_model *model, size_t index)
+{
+    return model && index < model->n_metadata ? model->metadata[2 * index] : NULL;
+}
+
+MONET_API const char *monet_model_metadata_value(const monet_model *model, size_t index)
+{
+    return model && index < model->n_metadata ? model->metadata[2 * index + 1] : NULL;
+}
+
+MONET_API const char *monet_model_metadata(const monet_model *model, const char *key)
+{
+    for (size_t k = 0; key && model && k < model->n_metadata; ++k)
+        if (!strcmp(model->metadata[2 * k], key)) return model->metadata[2 * k + 1];
+    return NULL;
+}
+
+/* ---- save ---------------------------------------------------------------------------- >>save
+   A file is written as path.tmp.<pid>.<n> beside the target, synced, closed and renamed, and the
+   folder is synced: at every moment the old file or the new one is there, whole. A failed fsync is
+   never repeated: the system may have dropped the data, and the second call would succeed.       */
+#ifndef MONET_NO_STDIO
+#if MONET__POSIX
+#ifndef O_CLOEXEC
+#define MONET__CLOEXEC 0
+#else
+#define MONET__CLOEXEC O_CLOEXEC
+#endif
+#if defined(__STRICT_ANSI__) && !defined(__cplusplus)
+extern int fsync(int fd); /* -std=c99 hides it */
+#endif
+typedef int monet__file;
+#define MONET__NO_FILE (-1)
+#else
+typedef FILE *monet__file;
+#define MONET__NO_FILE NULL
+#endif
+
+static monet_result monet__io_fail(monet_error *err, const char *what, const char *path)
+{
+    return monet__fail(err, MONET_ERROR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+#if MONET__POSIX
+static bool monet__file_write(monet__file file, const void *data, size_t size)
+{
+    const char *p = (const char *)data;
+    while (size) {
+        ssize_t n = write(file, p, size < (1u << 30) ? size : (1u << 30));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return false;
+        p += n, size -= (size_t)n;
+    }
+    return true;
+}
+
+static bool monet__file_rewind(monet__file file) { return lseek(file, 0, SEEK_SET) == 0; }
+
+static bool monet__file_close(monet__file file, bool sync)
+{
+    bool synced = !sync || fsync(file) == 0;
+    int  reason = errno;
+    bool closed = close(file) == 0;
+    if (!synced) errno = reason;
+    return synced && closed;
+}
+
+static void monet__sync_folder(char *path) /* path is changed and put back */
+{
+    char *slash = strrchr(path, '/'), kept = slash ? slash[1] : 0;
+    int   fd;
+    if (slash) slash[1] = 0;
+    fd = open(slash ? path : ".", O_RDONLY | MONET__CLOEXEC);
+    if (slash) slash[1] = kept;
+    if (fd < 0) return; /* some file systems have no folders to sync */
+    (void)fsync(fd);
+    (void)close(fd);
+}
+
+static monet__file monet__file_create(const char *path)
+{
+    return open(path, O_WRONLY | O_CREAT | O_EXCL | MONET__CLOEXEC, 0666);
+}
+
+static int monet__process(void) { return (int)getpid(); }
+static bool monet__file_rename(const char *from, const char *to) { return !rename(from, to); }
+#else
+static bool monet__file_write(monet__file file, const void *data, size_t size)
+{
+    return fwrite(data, 1, size, file) == size;
+}
+static bool monet__file_rewind(monet__file file) { return fseek(file, 0, SEEK_SET) == 0; }
+static bool monet__file_close(monet__file file, bool sync)
+{
+    bool flushed = !sync || fflush(file) == 0;
+    return fclose(file) == 0 && flushed;
+}
+static void monet__sync_folder(char *path) { (void)path; }
+static monet__file monet__file_create(const char *path)
+{
+    FILE *old = fopen(path, "rb");
+    if (!old) return fopen(path, "wb");
+    fclose(old);
+    errno = EEXIST;
+    return NULL;
+}
+static int monet__process(void) { return 0; }
+static bool monet__file_rename(const char *from, const char *to)
+{
+    return (remove(to), !rename(from, to)); /* not in one step on such a system */
+}
+#endif
+
+struct monet_writer {
+    monet_host    host;
+    uint64_t      arena_size;
+    monet__file   file;
+    char         *path, *temp;
+    uint8_t      *header;      /* all sections but the data, written last */
+    uint64_t      header_size, entries, file_size; /* entries: where the tensor section begins */
+    monet_tensor *tensors;
+    size_t        n_tensors, current;
+    int64_t       row;         /* next row of the current tensor */
+    char         *panel;       /* rows of one panel */
+    uint64_t      panel_size;
+    monet__hash   hash;
+    bool          failed, finished;
+};
+
+/* ---- save: sections, measured while p is NULL, then written ---------------------------------- */
+typedef struct monet__sink {
+    uint8_t *p;
+    uint64_t n;
+} monet__sink;
+
+static void monet__emit(monet__sink *s, uint64_t value, int bytes)
+{
+    for (int k = 0; k < bytes; ++k, value >>= 8) {
+        if (s->p) s->p[s->n] = (uint8_t)value;
+        ++s->n;
+    }
+}
+
+static void monet__emit_bytes(monet__sink *s, const void *data, size_t size)
+{
+    if (s->p && size) memcpy(s->p + s->n, data, size);
+    s->n += size;
+}
+
+static void monet__emit_align(monet__sink *s)
+{
+    while (s->n % 64) monet__emit(s, 0, 1);
+}
+
+static void monet__emit_arch(monet__sink *s, const monet_arch *a)
+{
+#define MONET__EMIT(field, least, most) monet__emit(s, (uint32_t)a->field, 4);
+    MONET__ARCH(MONET__EMIT)
+#undef MONET__EMIT
+    monet__emit(s, monet__bits(a->rope_theta), 4);
+    monet__emit(s, monet__bits(a->norm_eps), 4);
+}
+
+static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
+{
+    char name[64];
+    memset(name, 0, sizeof name);
+    memcpy(name, t->name, strlen(t->name));
+    monet__emit_bytes(s, name, 64);
+    monet__emit(s, (uint32_t)t->dtype, 4);
+    monet__emit(s, (uint32_t)t->source_dtype, 4);
+    monet__emit(s, (uint32_t)t->n_dims, 4);
+    monet__emit(s, 0, 4);
+    monet__emit(s, (uint64_t)t->shape[0], 8);
+    monet__emit(s, (uint64_t)t->shape[1], 8);
+    monet__emit(s, t->offset, 8);
+    monet__emit(s, t->size, 8);
+    monet__emit(s, t->hash, 8);
+    monet__emit(s, 0, 8);
+}
+
+static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
+{
+    uint64_t blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
+    monet__emit(s, (uint32_t)t->n_pieces, 4);
+    monet__emit(s, (uint32_t)t->n_merges, 4);
+    monet__emit(s, (uint32_t)t->n_eos, 4);
+    monet__emit(s, blob, 4);
+    monet__emit(s, (uint32_t)t->unk_id, 4);
+    monet__emit(s, (uint32_t)t->bos_id, 4);
+    monet__emit(s, (uint32_t)t->prefix_space, 4);
+    monet__emit(s, (uint32_t)t->strip_space, 4);
+    blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
+        monet__emit(s, blob, 4);
+        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
+        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
+        monet__emit(s, monet__bits(t->pieces[k].score), 4);
+        blob += (uint64_t)t->pieces[k].size;
+    }
+    for (int32_t k = 0; k < t->n_merges; ++k) {
+        monet__emit(s, (uint32_t)t->merges[k].left, 4);
+        monet__emit(s, (uint32_t)t->merges[k].right, 4);
+        monet__emit(s, (uint32_t)t->merges[k].result, 4);
+    }
+    for (int32_t k = 0; k < t->n_eos; ++k) monet__emit(s, (uint32_t)t->eos_ids[k], 4);
+    for (int32_t k = 0; k < t->n_pieces; ++k)
+        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
+}
+
+static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
+{
+    for (; n--; ++m) {
+        monet__emit(s, strlen(m->key), 4);
+        monet__emit(s, strlen(m->value), 4);
+        monet__emit_bytes(s, m->key, strlen(m->key) + 1);
+        monet__emit_bytes(s, m->value, strlen(m->value) + 1);
+    }
+}
+
+/* The header of a file: sections in order, then their table and the fixed part before them. */
+static void monet__emit_header(monet_writer *w, monet__sink *s, const monet_writer_config *c,
+                               const monet__span *raw, uint64_t data_size)
+{
+    uint64_t counts[MONET__S_COUNT], begin[MONET__S_COUNT + 1], end[MONET__S_COUNT];
+    int      n = 0, kinds[MONET__S_COUNT];
+    for (int kind = 1; kind < MONET__S_COUNT; ++kind)
+        if (kind == MONET__S_TOKENIZER ? c->tokenizer || raw[kind].data
+            : kind == MONET__S_METADATA ? c->n_metadata > 0 || raw[kind].data : c->arch != NULL)
+            kinds[n++] = kind;
+    s->n = MONET__HEADER + (uint64_t)n * MONET__SECTION;
+    for (int k = 0; k < n; ++k) {
+        monet__emit_align(s);
+        begin[k] = s->n;
+        counts[k] = 1;
+        switch (kinds[k]) {
+        case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
+        case MONET__S_TENSORS:
+            w->entries = s->n;
+            counts[k] = w->n_tensors;
+            if (!s->p) s->n += (uint64_t)w->n_tensors * MONET__ENTRY;
+            for (size_t t = 0; s->p && t < w->n_tensors; ++t) monet__emit_tensor(s, &w->tensors[t]);
+            break;
+        case MONET__S_TOKENIZER:
+            if (c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
+            else monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
+            break;
+        case MONET__S_METADATA:
+            counts[k] = c->n_metadata + raw[kinds[k]].count;
+            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
+            monet__emit_metadata(s, c->metadata, c->n_metadata);
+            break;
+        default: counts[k] = w->n_tensors; break; /* data: behind the header */
+        }
+        end[k] = kinds[k] == MONET__S_DATA ? s->n + data_size : s->n;
+    }
+    if (!c->arch) monet__emit_align(s);
+    w->header_size = s->n;
+    w->file_size = s->n + data_size;
+    if (!s->p) return;
+    for (int k = 0; k < n; ++k) {
+        monet__sink entry;
+        entry.p = s->p + MONET__HEADER + k * MONET__SECTION;
+        entry.n = 0;
+        monet__emit(&entry, (uint64_t)kinds[k], 4);
+        monet__emit(&entry, 1, 4);
+        monet__emit(&entry, begin[k], 8);
+        monet__emit(&entry, end[k] - begin[k], 8);
+        monet__emit(&entry, kinds[k] == MONET__S_DATA ? 0 : monet__hash_of(
+                    s->p + begin[k], (size_t)(end[k] - begin[k])), 8);
+        monet__emit(&entry, counts[k], 8);
+    }
+    s->n = 0;
+    monet__emit_bytes(s, monet__magic, 8);
+    monet__emit(s, 1, 2);
+    monet__emit(s, 0, 2);
+    monet__emit(s, 0x01020304u, 4);
+    monet__emit(s, w->file_size, 8);
+    monet__emit(s, 0, 8);
+    monet__emit(s, (uint64_t)n, 8);
+    monet__emit(s, monet__hash_of(s->p + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    monet__emit(s, 0, 8);
+    monet__emit(s, monet__hash_of(s->p, 56), 8);
+}
+
+/* Hashes of tensors and of their section are known last. */
+static void monet__finish_header(monet_writer *w)
+{
+    monet__sink s;
+    uint8_t    *table = w->header + MONET__HEADER;
+    uint64_t    n = monet__u32(w->header + 32);
+    s.p = w->header;
+    s.n = w->entries;
+    for (size_t t = 0; t < w->n_tensors; ++t) monet__emit_tensor(&s, &w->tensors[t]);
+    for (uint64_t k = 0; k < n; ++k, table += MONET__SECTION) {
+        if (monet__u32(table) != MONET__S_TENSORS) continue;
+        s.p = table, s.n = 24;
+        monet__emit(&s, monet__hash_of(w->header + w->entries,
+                                       w->n_tensors * MONET__ENTRY), 8);
+    }
+    s.p = w->header, s.n = 40;
+    monet__emit(&s, monet__hash_of(w->header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    s.n = 56;
+    monet__emit(&s, monet__hash_of(w->header, 56), 8);
+}
+
+/* Would this tokenizer load? Writes its section to memory, opens and indexes it. */
+static monet_result monet__writer_tokenizer(const monet_host *host,
+                                            const monet_tokenizer_data *data, monet_error *err)
+{
+    monet_tokenizer t;
+    monet__sink     sink;
+    monet_result    result;
+    void           *index = NULL;
+    uint64_t        size;
+    if (data->n_pieces < 0 || data->n_merges < 0 || data->n_eos < 0 ||
+        (data->n_pieces && !data->pieces) || (data->n_merges && !data->merges) ||
+        (data->n_eos && !data->eos_ids))
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: a count below 0, or no array");
+    for (int32_t k = 0; k < data->n_pieces; ++k)
+        if (!data->pieces[k].bytes || data->pieces[k].size < 1 || data->pieces[k].size > 65535)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes", k,
+                               data->pieces[k].size);
+    sink.p = NULL, sink.n = 0;
+    monet__emit_tokenizer(&sink, data);
+    size = sink.n;
+    sink.p = (uint8_t *)monet__alloc(host, size), sink.n = 0;
+    if (!sink.p) return monet__no_memory(err, "tokenizer", size);
+    monet__emit_tokenizer(&sink, data);
+    result = monet__tok_open(&t, sink.p, size, err);
+    if (result == MONET_OK) {
+        index = monet__alloc(host, t.index_size);
+        t.slots = (monet__tok_slot *)index;
+        result = index ? monet__tok_build(&t, INT32_MAX, err)
+                       : monet__no_memory(err, "tokenizer", t.index_size);
+        monet__free(host, index, t.index_size);
+    }
+    monet__free(host, sink.p, size);
+    return result;
+}
+
+/* ---- save: the writer ------------------------------------------------------------------------ */
+static monet_result monet__writer_check(const monet_writer_config *c, monet_error *err)
+{
+    monet_arch arch;
+    for (size_t k = 0; k < c->n_metadata; ++k)
+        if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
+            strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "metadata %U: NULL or too long",
+                               (uint64_t)k);
+    if (!c->arch)
+        return c->tokenizer ? MONET_OK : monet__fail(err, MONET_ERROR_ARGUMENT,
+                                                     "neither an architecture nor a tokenizer");
+    arch = *c->arch;
+    if (monet_arch_check(&arch, err) != MONET_OK) return MONET_ERROR_ARGUMENT;
+    if (memcmp(&arch, c->arch, sizeof arch))
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "arch has defaults left: monet_arch_check");
+    if (!c->tensors || c->n_tensors != monet__count_tensors(&arch))
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "%U tensors given, the model has %U",
+                           (uint64_t)c->n_tensors, (uint64_t)monet__count_tensors(&arch));
+    if (c->tokenizer && c->tokenizer->n_pieces > arch.vocab_size)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer has %d pieces, vocab_size is %d",
+                           c->tokenizer->n_pieces, arch.vocab_size);
+    return MONET_OK;
+}
+
+/* Our own description of the tensors, with the caller's dtypes. */
+static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_config *c,
+                                          monet_error *err)
+{
+    uint64_t total = 0;
+    size_t   n = 0;
+    if (!c->arch) return MONET_OK;
+    (void)monet_arch_tensors(c->arch, MONET_F32, w->tensors, w->n_tensors, &n);
+    for (size_t k = 0; k < n; ++k) {
+        const monet_tensor *t = &c->tensors[k];
+        if (!monet_dtype_size(t->dtype) || !monet_dtype_size(t->source_dtype) ||
+            (w->tensors[k].n_dims == 1 && t->dtype != MONET_F32))
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: dtype %d from %d cannot be "
+                               "written", w->tensors[k].name, (int)t->dtype, (int)t->source_dtype);
+        w->tensors[k].dtype = t->dtype;
+        w->tensors[k].source_dtype = t->source_dtype;
+    }
+    return monet__place_tensors(w->tensors, n, &total) ? MONET_OK : monet__fail(
+        err, MONET_ERROR_ARGUMENT, "tensors are larger than 2^62 bytes");
+}
+
+static uint64_t monet__data_size(const monet_tensor *t, size_t n)
+{
+    return n ? monet__round_up(t[n - 1].offset + t[n - 1].size, 64) : 0;
+}
+
+static monet_result monet__writer_open(monet_writer *w, monet_error *err)
+{
+    for (unsigned n = 0; n < 1000; ++n) {
+        char        digits[2][22];
+        const char *parts[5] = {w->path, ".tmp.", NULL, ".", NULL};
+        char       *p = w->temp;
+        parts[2] = monet__decimal(digits[0], (uint64_t)monet__process(), false);
+        parts[4] = monet__decimal(digits[1], n, false);
+        for (int k = 0; k < 5; ++k)
+            for (const char *s = parts[k]; *s; ++s) *p++ = *s;
+        *p = 0;
+        w->file = monet__file_create(w->temp);
+        if (w->file != MONET__NO_FILE) return MONET_OK;
+        if (errno != EEXIST) break;
+    }
+    return monet__io_fail(err, "create", w->temp);
+}
+
+/* One allocation: the writer, its tables, the header, room for one panel. `raw` sections are
+   copied as they are.                                                                            */
+static monet_writer *monet__writer_layout(monet_writer *draft, const monet_writer_config *c,
+                                          const char *path, const monet__span *raw)
+{
+    monet__arena arena;
+    monet__sink  sink;
+    char        *block = NULL;
+    for (int pass = 0; pass < 2; ++pass) {
+        arena.base = block;
+        arena.overflow = false;
+        arena.used = sizeof *draft;
+        draft->tensors = (monet_tensor *)monet__take(&arena, draft->n_tensors,
+                                                     sizeof(monet_tensor));
+        draft->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
+        draft->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
+        draft->panel = (char *)monet__take(&arena, draft->panel_size, 1);
+        sink.p = NULL;
+        if (!pass) monet__emit_header(draft, &sink, c, raw, 0);
+        draft->header = (uint8_t *)monet__take(&arena, draft->header_size, 1);
+        if (arena.overflow) return NULL;
+        if (pass) break;
+        draft->arena_size = arena.used;
+        block = (char *)monet__alloc(&draft->host, arena.used);
+        if (!block) return NULL;
+    }
+    memcpy(block, draft, sizeof *draft);
+    return (monet_writer *)(void *)block;
+}
+
+static monet_result monet__writer_new(const char *path, const monet_writer_config *c,
+                                      const monet__span *raw, monet_writer **out,
+                                      monet_error *err)
+{
+    monet_writer draft, *w;
+    monet__sink  sink;
+    monet_result result;
+    memset(&draft, 0, sizeof draft);
+    draft.host = c->host;
+    draft.n_tensors = c->arch ? c->n_tensors : 0;
+    draft.file = MONET__NO_FILE;
+    for (size_t k = 0; k < draft.n_tensors; ++k) {
+        monet_tensor t = c->tensors[k];
+        uint64_t     size = monet__panel_size(&t) * sizeof(double);
+        if (t.layout == MONET_ROWS) size = (uint64_t)monet__cols(&t) * sizeof(double);
+        if (size > draft.panel_size) draft.panel_size = size;
+    }
+    draft.tensors = NULL;
+    w = monet__writer_layout(&draft, c, path, raw);
+    if (!w) return monet__no_memory(err, "writer", draft.arena_size);
+    memcpy(w->path, path, strlen(path) + 1);
+    result = monet__writer_tensors(w, c, err);
+    if (result == MONET_OK) {
+        memset(w->header, 0, (size_t)w->header_size);
+        sink.p = w->header;
+        monet__emit_header(w, &sink, c, raw, monet__data_size(w->tensors, w->n_tensors));
+        result = monet__writer_open(w, err);
+    }
+    if (result == MONET_OK && !monet__file_write(w->file, w->header, (size_t)w->header_size))
+        result = monet__io_fail(err, "write", w->temp);
+    monet__hash_begin(&w->hash);
+    if (result == MONET_OK) *out = w;
+    else monet_writer_free(w);
+    return result;
+}
+
+MONET_API monet_result monet_writer_create(const char *path, const monet_writer_config *config,
+                                           monet_writer **out, monet_error *err)
+{
+    monet_writer_config c;
+    monet__span         raw[MONET__S_COUNT];
+    monet_result        result;
+    if (out) *out = NULL;
+    if (!path || !out || !config)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "writer: path, config or out is NULL");
+    if (sizeof(monet_real) != sizeof(float))
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
+    result = monet__config(&c, sizeof c, config, err);
+    if (result == MONET_OK) result = monet__writer_check(&c, err);
+    if (result == MONET_OK && c.tokenizer) result = monet__writer_tokenizer(&c.host, c.tokenizer, err);
+    memset(raw, 0, sizeof raw);
+    return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
+}
+
+/* One row into its place in the panel: monet_tensor_place for a whole row. */
+static void monet__pack_row(const monet_tensor *t, char *panel, int64_t row, const float *x)
+{
+    size_t columns = (size_t)monet__cols(t), at = 0;
+    if (t->layout == MONET_ROWS) {
+        (void)monet_convert(panel, t->dtype, x, MONET_F32, columns);
+        return;
+    }
+    for (size_t c = 0; c < columns; c += MONET__GROUP) {
+        size_t n = columns - c < MONET__GROUP ? columns - c : MONET__GROUP;
+        at = monet_tensor_place(t, row % t->panel, (int64_t)c);
+        for (size_t k = 0; k < n; ++k) {
+            size_t to = k;
+            if (t->layout == MONET_SUMS) to = t->dtype == MONET_BF16 ? 2 * k : k;
+            else if (t->dtype != MONET_BF16) to = monet__split(k);
+            monet__put(panel, t->dtype, at + to, x[c + k]);
+        }
+    }
+}
+
+static bool monet__writer_put(monet_writer *w, const void *data, size_t size)
+{
+    monet__hash_add(&w->hash, data, size);
+    return monet__file_write(w->file, data, size);
+}
+
+/* After the last row of a tensor: padding to 64 bytes, hash, on to the next one. */
+static bool monet__writer_next(monet_writer *w)
+{
+    static const char zeros[64] = {0};
+    monet_tensor     *t = &w->tensors[w->current++];
+    t->hash = monet__hash_end(&w->hash);
+    monet__hash_begin(&w->hash);
+    w->row = 0;
+    return monet__file_write(w->file, zeros, (size_t)(monet__round_up(t->size, 64) - t->size));
+}
+
+MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows, int64_t count,
+                                         monet_error *err)
+{
+    const monet_tensor *t;
+    if (!writer || (!rows && count) || count < 0)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "writer: NULL, or count below 0");
+    if (writer->failed || writer->finished || (count && writer->current == writer->n_tensors))
+        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or complete");
+    t = &writer->tensors[writer->current];
+    if (count && count > monet__rows(t) - writer->row)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: %D rows given, %D are missing",
+                           t->name, count, monet__rows(t) - writer->row);
+    for (; count > 0; --count, rows += monet__cols(t)) {
+        int64_t in_panel = writer->row % t->panel;
+        bool    last = writer->row + 1 == monet__rows(t), ok = true;
+        size_t  size = (size_t)monet__cols(t) * monet_dtype_size(t->dtype);
+        if (t->layout != MONET_ROWS) size = monet__panel_size(t) * monet_dtype_size(t->dtype);
+        if (in_panel == 0) memset(writer->panel, 0, size);
+        monet__pack_row(t, writer->panel, writer->row, rows);
+        ++writer->row;
+        if (in_panel + 1 == t->panel || last || t->layout == MONET_ROWS)
+            ok = monet__writer_put(writer, writer->panel, size);
+        if (ok && last) ok = monet__writer_next(writer);
+        if (!ok) {
+            writer->failed = true;
+            return monet__io_fail(err, "write", writer->temp);
+        }
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err)
+{
+    monet__file file;
+    if (!writer) return monet__fail(err, MONET_ERROR_ARGUMENT, "writer is NULL");
+    if (writer->failed || writer->finished || writer->current != writer->n_tensors)
+        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or incomplete: "
+                           "%U of %U tensors", (uint64_t)writer->current,
+                           (uint64_t)writer->n_tensors);
+    writer->failed = true; /* until all went well */
+    monet__finish_header(writer);
+    if (!monet__file_rewind(writer->file) ||
+        !monet__file_write(writer->file, writer->header, (size_t)writer->header_size))
+        return monet__io_fail(err, "write", writer->temp);
+    file = writer->file;
+    writer->file = MONET__NO_FILE;
+    if (!monet__file_close(file, true)) {
+        monet_result result = monet__io_fail(err, "sync", writer->temp);
+        (void)remove(writer->temp);
+        return result;
+    }
+    if (!monet__file_rename(writer->temp, writer->path)) {
+        monet_result result = monet__io_fail(err, "rename the new file to", writer->path);
+        (void)remove(writer->temp);
+        return result;
+    }
+    monet__sync_folder(writer->path);
+    writer->failed = false;
+    writer->finished = true;
+    return MONET_OK;
+}
+
+MONET_API void monet_writer_free(monet_writer *writer)
+{
+    monet_host host;
+    if (!writer) return;
+    if (writer->file != MONET__NO_FILE) {
+        (void)monet__file_close(writer->file, false);
+        (void)remove(writer->temp);
+    }
+    host = writer->host;
+    monet__free(&host, writer, writer->arena_size);
+}
+
+MONET_API monet_result monet_model_save(const monet_model *model, const char *path,
+                                        monet_error *err)
+{
+    monet_writer_config c;
+    monet_writer       *w = NULL;
+    monet_result        result;
+    if (!model || !path) return monet__fail(err, MONET_ERROR_ARGUMENT, "model or path is NULL");
+    memset(&c, 0, sizeof c);
+    c.host = model->host;
+    c.arch = model->has_weights ? &model->arch : NULL;
+    c.tensors = model->tensors;
+    c.n_tensors = model->n_tensors;
+    result = monet__writer_new(path, &c, model->sections, &w, err);
+    for (size_t k = 0; result == MONET_OK && k < model->n_tensors; ++k)
+        if (!monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) ||
+            !monet__writer_next(w))
+            result = monet__io_fail(err, "write", w->temp);
+    if (result == MONET_OK) result = monet_writer_finish(w, err);
+    monet_writer_free(w);
+    return result;
+}
+
+/* ---- load: files ----------------------------------------------------------------------------- */
+#if MONET__POSIX
+static monet_result monet__open_file(const char *path, int *file, uint64_t *size, monet_error *err)
+{
+    struct stat info;
+    *file = open(path, O_RDONLY | O_NONBLOCK | MONET__CLOEXEC); /* a FIFO must not hang */
+    if (*file < 0) return monet__io_fail(err, "open", path);
+    if (fstat(*file, &info) || !S_ISREG(info.st_mode)) {
+        (void)close(*file);
+        return monet__fail(err, MONET_ERROR_IO, "%s: not a regular file", path);
+    }
+    *size = (uint64_t)info.st_size;
+    return MONET_OK;
+}
+
+static bool monet__read_all(int file, void *data, uint64_t size)
+{
+    char *p = (char *)data;
+    while (size) {
+        ssize_t n = read(file, p, size < (1u << 30) ? (size_t)size : (1u << 30));
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO; /* shorter than it was when opened */
+        if (n <= 0) return false;
+        p += n, size -= (uint64_t)n;
+    }
+    return true;
+}
+
+static bool monet__map_file(monet_model *draft, int file)
+{
+    void *p = mmap(NULL, (size_t)draft->size, PROT_READ, MAP_PRIVATE, file, 0);
+    if (p == MAP_FAILED) return false;
+    draft->block = p;
+    draft->block_size = draft->size;
+    draft->mapped = true;
+    return true;
+}
+#else
+typedef FILE *monet__input;
+static monet_result monet__open_file(const char *path, FILE **file, uint64_t *size,
+                                     monet_error *err)
+{
+    long end = -1;
+    *file = fopen(path, "rb");
+    if (*file && fseek(*file, 0, SEEK_END) == 0) end = ftell(*file);
+    if (!*file || end < 0 || fseek(*file, 0, SEEK_SET)) return monet__io_fail(err, "open", path);
+    *size = (uint64_t)end;
+    return MONET_OK;
+}
+static bool monet__read_all(FILE *file, void *data, uint64_t size)
+{
+    return fread(data, 1, (size_t)size, file) == size;
+}
+static bool monet__map_file(monet_model *draft, FILE *file) { return draft && file ? false : false; }
+#endif
+
+static monet_result monet__copy_file(monet_model *draft, monet__file file, const char *path,
+                                     monet_error *err)
+{
+    draft->block_size = draft->size + 64;
+    draft->block = monet__alloc(&draft->host, draft->block_size);
+    if (!draft->block) return monet__no_memory(err, "model file", draft->block_size);
+    draft->base = (const uint8_t *)draft->block + (64 - (uintptr_t)draft->block % 64) % 64;
+    if (monet__read_all(file, (char *)draft->block + (draft->base - (uint8_t *)draft->block),
+                        draft->size))
+        return MONET_OK;
+    return monet__io_fail(err, "read", path);
+}
+
+MONET_API monet_result monet_model_load(const char *path, const monet_model_config *config,
+                                        monet_model **out, monet_error *err)
+{
+    monet_model        draft;
+    monet_model_config full;
+    monet__file        file = MONET__NO_FILE;
+    monet_result       result;
+    memset(&full, 0, sizeof full);
+    result = monet__load_begin(&draft, &full, config, path, out, err);
+    if (result == MONET_OK) draft.host = full.host;
+    if (result == MONET_OK) result = monet__open_file(path, &file, &draft.size, err);
+    if (result != MONET_OK) return result;
+    if (draft.size < MONET__HEADER || draft.size > SIZE_MAX / 2)
+        result = monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes: not a .monet file, or cut "
+                             "short", draft.size);
+    else if (full.max_bytes && draft.size > full.max_bytes)
+        result = monet__fail(err, MONET_ERROR_MEMORY, "file is %U bytes, max_bytes is %U",
+                             draft.size, full.max_bytes);
+    else if (!full.copy && monet__map_file(&draft, file))
+        draft.base = (const uint8_t *)draft.block;
+    else
+        result = monet__copy_file(&draft, file, path, err);
+    (void)monet__file_close(file, false);
+    if (result == MONET_OK) result = monet__load(&draft, &full, out, err);
+    if (result == MONET_OK) return MONET_OK;
+#if MONET__POSIX
+    if (draft.mapped) munmap(draft.block, (size_t)draft.block_size);
+    else
+#endif
+        monet__free(&draft.host, draft.block, draft.block_size);
+    return result;
+}
+#endif /* MONET_NO_STDIO */
+
+/* ---- session ----------------------------------------------------------------------- >>session */
+typedef struct monet__candidate {
+    monet_real logit;
+    int32_t    token;
+} monet__candidate;
+
+struct monet_session {
+    const monet_model *model;
+    uint64_t           arena_size;
+    bool               owned;     /* we allocated it */
+    monet_error        error;
+    monet__team        team;
+    int                S, B;      /* positions of the cache, tokens computed together */
+    int                D, padded; /* size of a head, and in the cache: a multiple of 16 */
+    monet_dtype        kv_dtype;
+    bool               capture, all_logits;
+    monet_tap_fn       tap_fn;
+    void              *tap_user;
+    int                length;       /* tokens in the cache */
+    int                n_last;       /* tokens of the last eval, if it went well */
+    int                n_logits;     /* rows of logits that are valid */
+    int32_t           *tokens;       /* (S) */
+    char              *keys, *values;/* (L,K,S,padded) of kv_dtype */
+    monet_real        *cosine, *sine;/* (S,D/2) */
+    monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
+    monet_real        *split;        /* (B,stride) input of a product */
+    size_t             stride;
+    monet_real        *q, *k, *v;    /* (B,C) (B,K*D) (B,K*D) */
+    monet_real        *scores;       /* (tasks,S+padded): also a query, padded */
+    monet_real        *logits;       /* (V), or (B,V) for all_logits */
+    monet__candidate  *candidates;   /* (V) */
+    monet__moe         moe;
+    monet_real        *all_gates;    /* gates, lists and counts of all routers; the moe's are a view */
+    uint16_t          *all_active;
+    int32_t           *all_n_active;
+    /* the batch being computed */
+    int                first, n, layer; /* position of its first token, its tokens */
+    const monet_real  *weight;          /* of the rmsnorm */
+    const monet_real  *norm_in;
+    monet_real        *norm_out;
+};
+
+/* Lays the session out, or measures it. The sizes in *s must be set. */
+static uint64_t monet__session_layout(monet_session *s, char *base)
+{
+    const monet_arch *a = &s->model->arch;
+    uint64_t          B = (uint64_t)s->B, C = (uint64_t)a->dim, S = (uint64_t)s->S;
+    uint64_t          tasks = (uint64_t)s->team.n, V = (uint64_t)a->vocab_size, cache;
+    uint64_t          KD = (uint64_t)a->n_kv_heads * (uint64_t)s->D;
+    uint64_t          size = sizeof(monet_real);
+    int               routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+    monet__arena      arena;
+    arena.base = base;
+    arena.used = sizeof *s;
+    arena.overflow = false;
+    cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads; /* at most 2^28 */
+    cache *= (uint64_t)s->padded;                            /* at most 2^49 */
+    if (!monet__mul(&cache, cache, S)) arena.overflow = true;
+    s->tokens = (int32_t *)monet__take(&arena, S, sizeof(int32_t));
+    s->keys = (char *)monet__take(&arena, cache, monet_dtype_size(s->kv_dtype));
+    s->values = (char *)monet__take(&arena, cache, monet_dtype_size(s->kv_dtype));
+    s->cosine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
+    s->sine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
+    s->x = (monet_real *)monet__take(&arena, B * C, size);
+    s->h = (monet_real *)monet__take(&arena, B * C, size);
+    s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
+    s->q = (monet_real *)monet__take(&arena, B * C, size);
+    s->k = (monet_real *)monet__take(&arena, B * KD, size);
+    s->v = (monet_real *)monet__take(&arena, B * KD, size);
+    s->scores = (monet_real *)monet__take(&arena, tasks * (S + (uint64_t)s->padded), size);
+    s->logits = (monet_real *)monet__take(&arena, s->all_logits ? B * V : V, size);
+    s->candidates = (monet__candidate *)monet__take(&arena, V, sizeof(monet__candidate));
+    monet__moe_layout(&s->moe, &arena, s->team.n, s->capture ? routers : 1);
+    s->all_gates = s->moe.gates;
+    s->all_active = s->moe.active;
+    s->all_n_active = s->moe.n_active;
+    return arena.overflow || arena.used > SIZE_MAX / 2 ? UINT64_MAX : arena.used;
+}
+
+/* Checks the config and sets all sizes of a session that does not exist yet. */
+static monet_result monet__session_begin(monet_session *s, monet_session_config *full,
+                                         const monet_model *model,
+                                         const monet_session_config *config, monet_error *err)
+{
+    const monet_arch *a = &model->arch;
+    const monet_host *host = &model->host;
+    monet_result      result = monet__config(full, sizeof *full, config, err);
+    if (result != MONET_OK) return result;
+    if (!model->has_weights)
+        return monet__fail(err, MONET_ERROR_STATE, "the model is a tokenizer alone, no weights");
+    if (full->context < 0 || full->context > 1 << 24 || full->max_batch < 0)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "context is %d, max_batch is %d: must be "
+                           "0..%d and 0 or more", full->context, full->max_batch, 1 << 24);
+    if (!monet_dtype_size(full->kv_dtype))
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "kv_dtype is %d", (int)full->kv_dtype);
+    if (full->host) host = full->host;
+    if (host->n_threads < 0 || host->n_threads > 256)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "n_threads is %d, must be 0..256",
+                           host->n_threads);
+    memset(s, 0, sizeof *s);
+    s->model = model;
+    s->team.host = *host;
+    s->team.n = host->n_threads ? host->n_threads : 1;
+    s->S = full->context ? full->context : a->max_seq_len;
+    s->B = full->max_batch ? full->max_batch : 256;
+    if (s->B > s->S) s->B = s->S;
+    s->D = a->dim / a->n_heads;
+    s->padded = (int)monet__round_up((uint64_t)s->D, MONET__LANES);
+    s->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
+    s->kv_dtype = full->kv_dtype;
+    s->capture = full->capture_routing;
+    s->all_logits = full->all_logits;
+    monet__moe_sizes(&s->moe, a, s->B);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_size(const monet_model *model,
+                                          const monet_session_config *config, size_t *size)
+{
+    monet_session        draft;
+    monet_session_config full;
+    monet_result         result;
+    uint64_t             bytes;
+    if (!model || !size) return MONET_ERROR_ARGUMENT;
+    result = monet__session_begin(&draft, &full, model, config, NULL);
+    if (result != MONET_OK) return result;
+    bytes = monet__session_layout(&draft, NULL);
+    if (bytes == UINT64_MAX) return MONET_ERROR_MEMORY;
+    *size = (size_t)bytes + 64; /* an allocator need not align to 64 */
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_create(const monet_model *model,
+                                            const monet_session_config *config,
+                                            monet_session **out, monet_error *err)
+{
+    monet_session        draft, *s;
+    monet_session_config full;
+    monet_result         result;
+    uint64_t             size;
+    char                *block;
+    if (out) *out = NULL;
+    if (!model || !out)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "session: model or out is NULL");
+    result = monet__session_begin(&draft, &full, model, config, err);
+    if (result != MONET_OK) return result;
+    size = monet__session_layout(&draft, NULL);
+    if (size == UINT64_MAX)
+        return monet__fail(err, MONET_ERROR_MEMORY, "session of %d positions and %d tokens a batch "
+                           "does not fit the address space", draft.S, draft.B);
+    if (full.memory && (full.memory_size < size || (uintptr_t)full.memory % 64))
+        return monet__fail(err, (uintptr_t)full.memory % 64 ? MONET_ERROR_ARGUMENT
+                           : MONET_ERROR_MEMORY, "session memory: %U bytes at %U past a multiple "
+                           "of 64, needs %U at 0", (uint64_t)full.memory_size,
+                           (uint64_t)((uintptr_t)full.memory % 64), size);
+    block = (char *)(full.memory ? full.memory : monet__alloc(&draft.team.host, size + 64));
+    if (!block) return monet__no_memory(err, "session", size + 64);
+    s = (monet_session *)(void *)block;
+    draft.owned = !full.memory;
+    draft.arena_size = size + 64;
+    (void)monet__session_layout(&draft, block);
+    memcpy(block, &draft, sizeof draft);
+    if (!monet__team_start(&s->team, &draft.team.host)) {
+        if (s->owned) monet__free(&draft.team.host, block, size + 64);
+        return monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads",
+                           draft.team.n);
+    }
+    monet__rope_table(s->cosine, s->sine, s->S, s->D, (double)model->arch.rope_theta);
+    *out = s;
+    return MONET_OK;
+}
+
+MONET_API void monet_session_free(monet_session *session)
+{
+    monet_host host;
+    if (!session) return;
+    monet__team_stop(&session->team);
+    host = session->team.host;
+    if (session->owned) monet__free(&host, session, session->arena_size);
+}
+
+MONET_API const monet_error *monet_session_error(const monet_session *session)
+{
+    static const monet_error none = {"session is NULL", MONET_ERROR_ARGUMENT};
+    return session ? &session->error : &none;
+}
+
+/* ---- eval ---------------------------------------------------------------------------- >>eval
+   One batch of tokens through all layers. Each step is a function over tokens, heads or rows.    */
+static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
+{
+    return !s->tap_fn || s->tap_fn(s->tap_user, site, layer, s->first, s->n, data);
+}
+
+/* One row of a MONET_PANELS tensor in natural order. */
+static void monet__embed(monet_real *out, const monet_tensor *w, int64_t row)
+{
+    size_t     columns = (size_t)w->shape[1];
+    monet_real group[MONET__GROUP];
+    for (size_t c = 0; c < columns; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__widen(group, w->data, w->dtype, monet_tensor_place(w, row, (int64_t)c));
+        out[c] = group[monet__split(c % MONET__GROUP)];
+    }
+}
+
+static void monet__step_embed(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    size_t         C = (size_t)s->model->arch.dim;
+    (void)task;
+    monet__embed(s->x + (size_t)t * C, s->model->embed, s->tokens[s->first + t]);
+}
+
+static void monet__step_norm(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    int            C = s->model->arch.dim;
+    (void)task;
+    monet__rmsnorm_forward(s->norm_out + (size_t)t * (size_t)C, s->norm_in + (size_t)t * (size_t)C,
+                           s->weight, C, (monet_real)s->model->arch.norm_eps);
+}
+
+static void monet__step_split(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    size_t         C = (size_t)s->model->arch.dim;
+    (void)task;
+    monet__to_split(s->split + (size_t)t * s->stride, s->h + (size_t)t * C, C);
+}
+
+static void monet__step_add(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    size_t         C = (size_t)s->model->arch.dim, at = (size_t)t * C;
+    (void)task;
+    for (size_t c = 0; c < C; ++c) s->x[at + c] += s->h[at + c];
+}
+
+static void monet__step_moe_out(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    (void)task;
+    monet__moe_output(s->h + (size_t)t * (size_t)s->model->arch.dim, &s->moe, t);
+}
+
+/* Element of the cache where a head's vector at a position begins. */
+static size_t monet__kv_place(const monet_session *s, int kv_head, int position)
+{
+    size_t head = (size_t)s->layer * (size_t)s->model->arch.n_kv_heads + (size_t)kv_head;
+    return (head * (size_t)s->S + (size_t)position) * (size_t)s->padded;
+}
+
+/* Keys (turned by rope) and values of one token go into the cache. */
+static void monet__step_cache(void *context, int t, int task)
+{
+    monet_session *s = (monet_session *)context;
+    int            K = s->model->arch.n_kv_heads, D = s->D, position = s->first + t;
+    size_t         angle = (size_t)position * (size_t)(D / 2);
+    (void)task;
+    for (int head = 0; head < K; ++head) {
+        size_t      from = ((size_t)t * (size_t)K + (size_t)head) * (size_t)D;
+        size_t      to = monet__kv_place(s, head, position);
+        monet_real *k = s->k + from, *v = s->v + from;
+        monet__rope_forward(k, s->cosine + angle, s->sine + angle, D);
+        for (int d = 0; d < s->padded; ++d) {
+            monet__put(s->keys, s->kv_dtype, to + (size_t)d, d < D ? k[d] : 0);
+            monet__put(s->values, s->kv_dtype, to + (size_t)d, d < D ? v[d] : 0);
+        }
+    }
+}
+
+/* One head of one token; items are head by head, so that a thread's keys stay in its cache. */
+static void monet__step_attention(void *context, int item, int task)
+{
+    monet_session    *s = (monet_session *)context;
+    const monet_arch *a = &s->model->arch;
+    int               head = item / s->n, t = item % s->n, D = s->D, position = s->first + t;
+    size_t            at = ((size_t)t * (size_t)a->n_heads + (size_t)head) * (size_t)D;
+    size_t            angle = (size_t)position * (size_t)(D / 2), size, keys;
+    monet_real       *q = s->scores + (size_t)task * (size_t)(s->S + s->padded);
+    memcpy(q, s->q + at, (size_t)D * sizeof *q);
+    memset(q + D, 0, (size_t)(s->padded - D) * sizeof *q);
+    monet__rope_forward(q, s->cosine + angle, s->sine + angle, D);
+    size = monet_dtype_size(s->kv_dtype);
+    keys = monet__kv_place(s, head / (a->n_heads / a->n_kv_heads), 0) * size;
+    monet__attention_forward(s->h + at, q + s->padded, q, s->keys + keys, s->values + keys,
+                             s->kv_dtype, position + 1, D, s->padded);
+}
+
+/* Gates and list of one side of one token: item = 2 * token + side. */
+static void monet__step_gates(void *context, int item, int task)
+{
+    monet_session      *s = (monet_session *)context;
+    monet__moe         *moe = &s->moe;
+    const monet__layer *layer = &s->model->layers[s->layer];
+    size_t              N = (size_t)moe->N, H = (size_t)moe->H;
+    monet_real         *gates = moe->gates + (size_t)item * H * N;
+    const monet_tensor *mean = layer->w[item % 2 ? MONET__T_MEAN2 : MONET__T_MEAN1];
+    const monet_tensor *var = layer->w[item % 2 ? MONET__T_VAR2 : MONET__T_VAR1];
+    (void)task;
+    moe->bad[item] = false;
+    for (size_t h = 0; h < H; ++h)
+        if (!monet__router_forward(gates + h * N, monet__get(mean->data, MONET_F32, h),
+                                   monet__get(var->data, MONET_F32, h), moe->sigma, moe->N)) {
+            memset(gates + h * N, 0, N * sizeof *gates);
+            moe->bad[item] = true;
+        }
+    moe->n_active[item] = monet__active_list(moe->active + (size_t)item * N, gates, moe->H,
+                                             moe->N);
+}
+
+static void monet__eval_norm(monet_session *s, const monet_tensor *weight)
+{
+    s->weight = (const monet_real *)weight->data;
+    s->norm_in = s->x;
+    s->norm_out = s->h;
+    monet__each(&s->team, s->n, monet__step_norm, s);
+}
+
+static monet__product monet__product_of(const monet_tensor *w, monet_real *out, size_t stride)
+{
+    monet__product p;
+    p.w = w;
+    p.out = out;
+    p.stride = stride;
+    return p;
+}
+
+static monet_result monet__eval_attention(monet_session *s)
+{
+    const monet_arch   *a = &s->model->arch;
+    const monet__layer *layer = &s->model->layers[s->layer];
+    size_t              C = (size_t)a->dim, KD = (size_t)(a->n_kv_heads * s->D);
+    monet__product      p[3];
+    monet__eval_norm(s, layer->w[MONET__T_NORM1]);
+    monet__each(&s->team, s->n, monet__step_split, s);
+    p[0] = monet__product_of(layer->w[MONET__T_Q], s->q, C);
+    p[1] = monet__product_of(layer->w[MONET__T_K], s->k, KD);
+    p[2] = monet__product_of(layer->w[MONET__T_V], s->v, KD);
+    monet__linear_forward(&s->team, p, 3, s->split, s->stride, s->n);
+    monet__each(&s->team, s->n, monet__step_cache, s);
+    monet__each(&s->team, s->n * a->n_heads, monet__step_attention, s);
+    monet__each(&s->team, s->n, monet__step_split, s);
+    p[0] = monet__product_of(layer->w[MONET__T_O], s->h, C);
+    monet__linear_forward(&s->team, p, 1, s->split, s->stride, s->n);
+    if (!monet__tap(s, MONET_SITE_ATTENTION_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
+    monet__each(&s->team, s->n, monet__step_add, s);
+    return MONET_OK;
+}
+
+/* Router of the group that begins at this layer. */
+static monet_result monet__eval_router(monet_session *s)
+{
+    const monet__layer *layer = &s->model->layers[s->layer];
+    monet__moe         *moe = &s->moe;
+    size_t              HN = (size_t)moe->H * (size_t)moe->N, B = (size_t)s->B;
+    size_t              kept = s->capture ? (size_t)(s->layer / s->model->arch.moe_groups) : 0;
+    monet__product      p[2];
+    moe->gates = s->all_gates + kept * B * 2 * HN;
+    moe->active = s->all_active + kept * B * 2 * (size_t)moe->N;
+    moe->n_active = s->all_n_active + kept * B * 2;
+    p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], moe->gates, 2 * HN);
+    p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], moe->gates + HN, 2 * HN);
+    monet__linear_forward(&s->team, p, 2, s->split, s->stride, s->n);
+    monet__each(&s->team, 2 * s->n, monet__step_gates, s);
+    for (int item = 0; item < 2 * s->n; ++item)
+        if (moe->bad[item])
+            return monet__fail(&s->error, MONET_ERROR_NUMERIC, "router of layer %d: a logit of "
+                               "position %d is not finite", s->layer, s->first + item / 2);
+    return MONET_OK;
+}
+
+static monet_result monet__eval_moe(monet_session *s)
+{
+    const monet__layer *layer = &s->model->layers[s->layer];
+    bool                routes = s->layer % s->model->arch.moe_groups == 0;
+    monet_result        result = MONET_OK;
+    monet__eval_norm(s, layer->w[MONET__T_NORM2]);
+    if (!monet__tap(s, MONET_SITE_MOE_IN, s->layer, s->h)) return MONET_ERROR_CANCELLED;
+    monet__each(&s->team, s->n, monet__step_split, s);
+    if (routes) result = monet__eval_router(s);
+    if (result != MONET_OK) return result;
+    monet__moe_forward(&s->moe, &s->team, &layer->experts, s->split, s->stride, s->n, !routes);
+    monet__each(&s->team, s->n, monet__step_moe_out, s);
+    if (!monet__tap(s, MONET_SITE_MOE_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
+    monet__each(&s->team, s->n, monet__step_add, s);
+    return monet__tap(s, MONET_SITE_RESIDUAL, s->layer, s->x) ? MONET_OK : MONET_ERROR_CANCELLED;
+}
+
+/* Final norm and logits: of every token, or of the last one. */
+static monet_result monet__eval_logits(monet_session *s)
+{
+    const monet_arch *a = &s->model->arch;
+    size_t            C = (size_t)a->dim, V = (size_t)a->vocab_size;
+    int               from = s->all_logits ? 0 : s->n - 1, rows = s->n - from;
+    monet__product    p = monet__product_of(s->model->lm_head, s->logits, V);
+    monet__eval_norm(s, s->model->norm);
+    if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    for (int t = from; t < s->n; ++t)
+        monet__to_split(s->split + (size_t)(t - from) * s->stride, s->h + (size_t)t * C, C);
+    monet__linear_forward(&s->team, &p, 1, s->split, s->stride, rows);
+    for (size_t k = 0; k < (size_t)rows * V; ++k)
+        if (!(s->logits[k] - s->logits[k] == 0))
+            return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not "
+                               "finite", (int64_t)(k % V), s->first + from + (int)(k / V));
+    s->n_logits = rows;
+    return MONET_OK;
+}
+
+/* x holds the embeddings of tokens first..first+n-1. */
+static monet_result monet__eval_batch(monet_session *s, bool logits)
+{
+    monet_result result = MONET_OK;
+    if (!monet__tap(s, MONET_SITE_EMBEDDING, -1, s->x)) result = MONET_ERROR_CANCELLED;
+    for (s->layer = 0; result == MONET_OK && s->layer < s->model->arch.n_layers; ++s->layer) {
+        result = monet__eval_attention(s);
+        if (result == MONET_OK) result = monet__eval_moe(s);
+    }
+    if (result == MONET_OK && (logits || s->tap_fn)) result = monet__eval_logits(s);
+    if (result == MONET_ERROR_CANCELLED)
+        return monet__fail(&s->error, result, "a tap asked to stop");
+    return result;
+}
+
+static monet_result monet__eval_check(monet_session *s, const void *input, size_t count)
+{
+    if (!input && count) return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "eval: input is NULL");
+    if (count > (size_t)(s->S - s->length))
+        return monet__fail(&s->error, MONET_ERROR_CONTEXT_FULL, "%U tokens, the context of %d has "
+                           "room for %d", (uint64_t)count, s->S, s->S - s->length);
+    if ((s->capture || s->all_logits) && count > (size_t)s->B)
+        return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "%U tokens, with capture_routing or "
+                           "all_logits at most max_batch %d a call", (uint64_t)count, s->B);
+    return MONET_OK;
+}
+
+/* tokens or embeddings is NULL. */
+static monet_result monet__eval(monet_session *s, const int32_t *tokens, const float *embeddings,
+                                size_t count)
+{
+    size_t C = (size_t)s->model->arch.dim;
+    s->n_last = s->n_logits = 0;
+    for (size_t at = 0; at < count; at += (size_t)s->n) {
+        monet_result result;
+        s->first = s->length + (int)at;
+        s->n = count - at < (size_t)s->B ? (int)(count - at) : s->B;
+        for (int t = 0; t < s->n; ++t)
+            s->tokens[s->first + t] = tokens ? tokens[at + (size_t)t] : -1;
+        if (tokens) monet__each(&s->team, s->n, monet__step_embed, s);
+        for (size_t k = 0; !tokens && k < (size_t)s->n * C; ++k)
+            s->x[k] = (monet_real)embeddings[at * C + k];
+        result = monet__eval_batch(s, at + (size_t)s->n == count);
+        if (result != MONET_OK) {
+            s->n_logits = 0;
+            return result;
+        }
+    }
+    s->length += (int)count;
+    s->n_last = (int)count;
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_eval(monet_session *session, const int32_t *tokens,
+                                          size_t count)
+{
+    monet_result result;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    result = monet__eval_check(session, tokens, count);
+    if (result != MONET_OK || !count) return result;
+    for (size_t k = 0; k < count; ++k)
+        if (tokens[k] < 0 || tokens[k] >= session->model->arch.vocab_size)
+            return monet__fail(&session->error, MONET_ERROR_ARGUMENT, "token %U of %U is %d, must "
+                               "be 0..%d", (uint64_t)k, (uint64_t)count, tokens[k],
+                               session->model->arch.vocab_size - 1);
+    return monet__eval(session, tokens, NULL, count);
+}
+
+MONET_API monet_result monet_session_eval_embeddings(monet_session *session,
+                                                     const float *embeddings, size_t count)
+{
+    monet_result result;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    result = monet__eval_check(session, embeddings, count);
+    if (result != MONET_OK || !count) return result;
+    for (size_t k = 0; k < count * (size_t)session->model->arch.dim; ++k)
+        if (!(embeddings[k] - embeddings[k] == 0))
+            return monet__fail(&session->error, MONET_ERROR_NUMERIC, "embedding %U is not finite",
+                               (uint64_t)k / (uint64_t)session->model->arch.dim);
+    return monet__eval(session, NULL, embeddings, count);
+}
+
+MONET_API monet_result monet_session_rewind(monet_session *session, int32_t length)
+{
+    if (!session) return MONET_ERROR_ARGUMENT;
+    if (length < 0 || length > session->length)
+        return monet__fail(&session->error, MONET_ERROR_ARGUMENT, "rewind to %d, must be 0..%d",
+                           length, session->length);
+    session->length = length;
+    session->n_logits = session->n_last = 0;
+    return MONET_OK;
+}
+
+MONET_API int32_t monet_session_length(const monet_session *session)
+{
+    return session ? session->length : 0;
+}
+
+MONET_API int32_t monet_session_context(const monet_session *session)
+{
+    return session ? session->S : 0;
+}
+
+MONET_API const int32_t *monet_session_tokens(const monet_session *session)
+{
+    return session ? session->tokens : NULL;
+}
+
+MONET_API const monet_real *monet_session_logits_at(const monet_session *session, int32_t index)
+{
+    if (!session || !session->all_logits || index < 0 || index >= session->n_logits) return NULL;
+    return session->logits + (size_t)index * (size_t)session->model->arch.vocab_size;
+}
+
+MONET_API const monet_real *monet_session_logits(const monet_session *session)
+{
+    if (!session || !session->n_logits) return NULL;
+    return session->logits +
+           (size_t)(session->n_logits - 1) * (size_t)session->model->arch.vocab_size;
+}
+
+MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_fn fn, void *user)
+{
+    if (!session) return MONET_ERROR_ARGUMENT;
+    session->tap_fn = fn;
+    session->tap_user = user;
+    return MONET_OK;
+}
+
+/* ---- routing ----------------------------------------------------------------------- >>routing */
+MONET_API monet_result monet_session_routing(const monet_session *session, int32_t index,
+                                             int32_t layer, monet_routing *out)
+{
+    const monet__moe *moe;
+    size_t            token, N;
+    if (!session || !out) return MONET_ERROR_ARGUMENT;
+    if (!session->capture || !session->n_last) return MONET_ERROR_STATE;
+    if (index < 0 || index >= session->n_last || layer < 0 ||
+        layer >= session->model->arch.n_layers)
+        return MONET_ERROR_ARGUMENT;
+    moe = &session->moe;
+    N = (size_t)moe->N;
+    out->n_heads = moe->H;
+    out->n_experts = moe->N;
+    out->group = layer / session->model->arch.moe_groups;
+    token = (size_t)out->group * (size_t)session->B + (size_t)index;
+    out->n_i = session->all_n_active[2 * token];
+    out->n_j = session->all_n_active[2 * token + 1];
+    out->i = session->all_active + 2 * token * N;
+    out->j = out->i + N;
+    out->g1 = session->all_gates + 2 * token * (size_t)moe->H * N;
+    out->g2 = out->g1 + (size_t)moe->H * N;
+    return MONET_OK;
+}
+
+/* Is a stronger than b? Equal scores: the lower id. */
+static bool monet__stronger(const monet_expert *a, const monet_expert *b)
+{
+    if (a->score != b->score) return a->score > b->score;
+    return a->i != b->i ? a->i < b->i : a->j < b->j;
+}
+
+/* Heap of the strongest, the weakest on top: puts `expert` at place k, lets it sink. */
+static void monet__expert_sink(monet_expert *heap, size_t n, size_t k, monet_expert expert)
+{
+    for (;;) {
+        size_t child = 2 * k + 1;
+        if (child >= n) break;
+        if (child + 1 < n && monet__stronger(&heap[child], &heap[child + 1])) ++child;
+        if (!monet__stronger(&expert, &heap[child])) break;
+        heap[k] = heap[child];
+        k = child;
+    }
+    heap[k] = expert;
+}
+
+MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
+                                       monet_expert *out, size_t capacity)
+{
+    size_t total = 0, n = 0, N;
+    if (!routing || (capacity && !out)) return 0;
+    N = (size_t)routing->n_experts;
+    for (int i = 0; i < routing->n_i; ++i)
+        for (int j = 0; j < routing->n_j; ++j) {
+            monet_expert e;
+            monet_real   score = 0;
+            e.i = routing->i[i], e.j = routing->j[j];
+            for (size_t h = 0; h < (size_t)routing->n_heads; ++h)
+                score += routing->g1[h * N + (size_t)e.i] * routing->g2[h * N + (size_t)e.j];
+            e.score = (float)score;
+            if (!(e.score > threshold)) continue;
+            ++total;
+            if (n < capacity) {
+                out[n++] = e;
+                for (size_t k = n / 2; n == capacity && k-- > 0;)
+                    monet__expert_sink(out, n, k, out[k]);
+            } else if (n && monet__stronger(&e, &out[0])) {
+                monet__expert_sink(out, n, 0, e);
+            }
+        }
+    for (size_t k = n / 2; n < capacity && k-- > 0;) monet__expert_sink(out, n, k, out[k]);
+    for (size_t end = n; end-- > 1;) { /* heap sort: the weakest goes to the end */
+        monet_expert last = out[end];
+        out[end] = out[0];
+        monet__expert_sink(out, end, 0, last);
+    }
+    return total;
+}
+
+/* ---- sampling --------------------------------------------------------------------- >>sampling
+   Random numbers are a function of (seed, purpose, step, index): nothing to save, nothing to lose. */
+enum { MONET__RANDOM_SAMPLE = 1 };
+
+static uint64_t monet__mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static uint64_t monet__random(uint64_t seed, uint64_t purpose, uint64_t step, uint64_t index)
+{
+    uint64_t x = monet__mix(seed + 0x9e3779b97f4a7c15u);
+    x = monet__mix(x + purpose * 0xd1b54a32d192ed03u);
+    x = monet__mix(x + step * 0x8cb92ba72f3d8dd7u);
+    return monet__mix(x + index * 0x9e3779b97f4a7c15u);
+}
+
+MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
+{
+    double max, sum = 0;
+    if (!logits || token < 0 || token >= vocab_size) return -HUGE_VAL;
+    max = (double)logits[0];
+    for (int32_t v = 1; v < vocab_size; ++v)
+        if ((double)logits[v] > max) max = (double)logits[v];
+    for (int32_t v = 0; v < vocab_size; ++v) sum += exp((double)logits[v] - max);
+    return (double)logits[token] - max - log(sum);
+}
+
+static bool monet__likelier(const monet__candidate *a, const monet__candidate *b)
+{
+    return a->logit != b->logit ? a->logit > b->logit : a->token < b->token;
+}
+
+static void monet__candidate_sink(monet__candidate *heap, size_t n, size_t k)
+{
+    monet__candidate c = heap[k];
+    for (;;) {
+        size_t child = 2 * k + 1;
+        if (child >= n) break;
+        if (child + 1 < n && monet__likelier(&heap[child + 1], &heap[child])) ++child;
+        if (!monet__likelier(&heap[child], &c)) break;
+        heap[k] = heap[child];
+        k = child;
+    }
+    heap[k] = c;
+}
+
+/* Logits of recent tokens are pushed down, each once: what differs from the model's is done. */
+static void monet__penalise(const monet_session *s, const monet_sampler *p,
+                            const monet_real *logits)
+{
+    int first = 0;
+    if (p->repetition_penalty == 0 || p->repetition_penalty == 1) return;
+    if (p->penalty_last_n && s->length > p->penalty_last_n) first = s->length - p->penalty_last_n;
+    for (int k = first; k < s->length; ++k) {
+        int32_t token = s->tokens[k];
+        if (token < 0 || s->candidates[token].logit != logits[token]) continue;
+        if (logits[token] > 0) s->candidates[token].logit /= (monet_real)p->repetition_penalty;
+        else s->candidates[token].logit *= (monet_real)p->repetition_penalty;
+    }
+}
+
+/* Moves what top_k, top_p and min_p leave to list[0..n-1]; returns n. Probabilities are relative
+   to the likeliest. The likeliest are found with a heap: only as many as are needed.             */
+static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
+{
+    size_t kept = 0, limit = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
+    double total = 0, sum = 0, T = (double)p->temperature;
+    bool   by_p = p->top_p > 0 && p->top_p < 1;
+    if (limit == n && !by_p && p->min_p <= 0) return n;
+    for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list, n, k);
+    for (size_t k = 0; by_p && limit == n && k < n; ++k)
+        total += exp(((double)list[k].logit - max) / T);
+    for (size_t left = n; kept < limit; ++kept) { /* the likeliest goes behind the heap */
+        monet__candidate best = list[0];
+        double           q = exp(((double)best.logit - max) / T);
+        if (kept && q < (double)p->min_p) break;
+        if (by_p && limit == n && sum >= (double)p->top_p * total) break;
+        sum += q;
+        list[0] = list[--left];
+        list[left] = best;
+        if (left) monet__candidate_sink(list, left, 0);
+    }
+    for (size_t k = 0; k < n / 2; ++k) { /* likeliest first */
+        monet__candidate c = list[k];
+        list[k] = list[n - 1 - k];
+        list[n - 1 - k] = c;
+    }
+    if (!by_p || limit == n) return kept;
+    total = sum, sum = 0; /* top_p of what top_k left */
+    for (size_t k = 0; k < kept; ++k) {
+        if (k && sum >= (double)p->top_p * total) return k;
+        sum += exp(((double)list[k].logit - max) / T);
+    }
+    return kept;
+}
+
+static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_sampler *p,
+                           double max)
+{
+    double  total = 0, sum = 0, T = (double)p->temperature;
+    double  u = (double)(monet__random(p->seed, MONET__RANDOM_SAMPLE, p->draws, 0) >> 11) *
+               (1.0 / 9007199254740992.0); /* 2^-53 */
+    for (size_t k = 0; k < n; ++k) total += exp(((double)list[k].logit - max) / T);
+    for (size_t k = 0; k + 1 < n; ++k) {
+        sum += exp(((double)list[k].logit - max) / T);
+        if (sum > u * total) return list[k].token;
+    }
+    return list[n - 1].token;
+}
+
+MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
+                                            int32_t *token, float *logprob)
+{
+    monet_session    *s = session;
+    monet_sampler     p;
+    const monet_real *logits;
+    monet__candidate  best;
+    size_t            V;
+    if (!s || !token) return MONET_ERROR_ARGUMENT;
+    logits = monet_session_logits(s);
+    if (!logits) return monet__fail(&s->error, MONET_ERROR_STATE, "sample: no logits, eval first");
+    memset(&p, 0, sizeof p);
+    if (sampler) p = *sampler;
+    if (!(p.temperature >= 0 && p.top_p >= 0 && p.min_p >= 0 && p.repetition_penalty >= 0) ||
+        !(p.temperature <= FLT_MAX && p.repetition_penalty <= FLT_MAX) || p.top_k < 0 ||
+        p.penalty_last_n < 0)
+        return monet__fail(&s->error, MONET_ERROR_ARGUMENT,
+                           "sampler: a field is negative or not a number");
+    V = (size_t)s->model->arch.vocab_size;
+    for (size_t v = 0; v < V; ++v) {
+        s->candidates[v].logit = logits[v];
+        s->candidates[v].token = (int32_t)v;
+    }
+    monet__penalise(s, &p, logits);
+    best = s->candidates[0];
+    for (size_t v = 1; v < V; ++v)
+        if (monet__likelier(&s->candidates[v], &best)) best = s->candidates[v];
+    *token = best.token;
+    if (p.temperature > 0) {
+        size_t n = monet__cut(s->candidates, V, &p, (double)best.logit);
+        *token = monet__draw(s->candidates, n, &p, (double)best.logit);
+    }
+    if (sampler) ++sampler->draws;
+    if (logprob) *logprob = (float)monet_logprob(logits, (int32_t)V, *token);
+    return MONET_OK;
+}
+
+/* ---- generation ----------------------------------------------------------------- >>generation
+   Bytes of tokens pass two gates: one holds back what may become a stop string, one what is not yet
+   a whole character.                                                                             */
+typedef struct monet__stream {
+    const monet_generate_config *config;
+    char   held[256];    /* may be the beginning of a stop string */
+    size_t n_held;
+    char   pending[4];   /* the beginning of a character */
+    size_t n_pending;
+    char   out[256];     /* whole characters for text_fn */
+    size_t n_out;
+    bool   stopped;      /* text_fn returned false */
+} monet__stream;
+
+static void monet__stream_flush(monet__stream *s)
+{
+    if (s->n_out && !s->stopped && s->config->text_fn &&
+        !s->config->text_fn(s->config->user, s->out, s->n_out))
+        s->stopped = true;
+    s->n_out = 0;
+}
+
+static void monet__stream_out(monet__stream *s, const char *bytes, size_t n)
+{
+    if (s->n_out + n > sizeof s->out) monet__stream_flush(s);
+    memcpy(s->out + s->n_out, bytes, n);
+    s->n_out += n;
+}
+
+/* Bytes that a character beginning like this needs; 0 if nothing valid begins like this. */
+static size_t monet__utf8_need(const char *bytes, size_t n)
+{
+    unsigned lead = (uint8_t)bytes[0], second = n > 1 ? (uint8_t)bytes[1] : 0;
+    size_t   need = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3
+                                                                    : lead < 0xf5 ? 4 : 0;
+    for (size_t k = 1; k < n; ++k)
+        if (((uint8_t)bytes[k] & 0xc0) != 0x80) return 0;
+    if (n > 1 && ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
+                  (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)))
+        return 0;
+    return need;
+}
+
+static void monet__stream_char(monet__stream *s, char byte)
+{
+    size_t need;
+    s->pending[s->n_pending++] = byte;
+    need = monet__utf8_need(s->pending, s->n_pending);
+    if (need == 0 && s->n_pending > 1) { /* what was pending is lost, the byte begins anew */
+        monet__stream_out(s, "\xef\xbf\xbd", 3);
+        s->pending[0] = byte;
+        s->n_pending = 1;
+        need = monet__utf8_need(s->pending, 1);
+    }
+    if (need == 0) monet__stream_out(s, "\xef\xbf\xbd", 3);
+    else if (need == s->n_pending) monet__stream_out(s, s->pending, need);
+    if (need == 0 || need == s->n_pending) s->n_pending = 0;
+}
+
+/* Takes one byte; true if it completes a stop string, which is dropped. */
+static bool monet__stream_byte(monet__stream *s, char byte)
+{
+    size_t keep = 0;
+    s->held[s->n_held++] = byte;
+    for (int32_t k = 0; k < s->config->n_stop; ++k) {
+        const char *stop = s->config->stop_strings[k];
+        size_t      size = strlen(stop), n = size < s->n_held ? size : s->n_held;
+        if (size <= s->n_held && !memcmp(s->held + s->n_held - size, stop, size)) {
+            s->n_held -= size;
+            return true;
+        }
+        for (; n > keep; --n)
+            if (n < size && !memcmp(s->held + s->n_held - n, stop, n)) keep = n;
+    }
+    for (size_t k = 0; k < s->n_held - keep; ++k) monet__stream_char(s, s->held[k]);
+    memmove(s->held, s->held + s->n_held - keep, keep);
+    s->n_held = keep;
+    return false;
+}
+
+static void monet__stream_end(monet__stream *s)
+{
+    for (size_t k = 0; k < s->n_held; ++k) monet__stream_char(s, s->held[k]);
+    if (s->n_pending) monet__stream_out(s, "\xef\xbf\xbd", 3);
+    s->n_held = s->n_pending = 0;
+    monet__stream_flush(s);
+}
+
+/* One token's text; the reason if generation ends here. */
+static monet_stop monet__stream_token(monet__stream *s, const monet_tokenizer *tokenizer,
+                                      int32_t token, bool first)
+{
+    size_t      size = 0;
+    const char *bytes = monet_tokenizer_bytes(tokenizer, token, &size);
+    for (size_t k = 0; bytes && k < size; ++k) {
+        if (first && k == 0 && bytes[0] == ' ' && tokenizer->strip_space) continue;
+        if (monet__stream_byte(s, bytes[k])) return MONET_STOP_STRING;
+        if (s->stopped) break;
+    }
+    monet__stream_flush(s);
+    return s->stopped ? MONET_STOP_CALLBACK : MONET_STOP_NONE;
+}
+
+static monet_result monet__generate_check(monet_session *s, const monet_generate_config *c)
+{
+    if (!s->model->has_tokenizer)
+        return monet__fail(&s->error, MONET_ERROR_STATE, "generate: the model has no tokenizer");
+    if (c->max_tokens < 0 || c->n_stop < 0 || c->n_stop > 16 || (c->n_stop && !c->stop_strings))
+        return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "generate: max_tokens is %d, n_stop "
+                           "is %d: must be 0 or more, and 0..16", c->max_tokens, c->n_stop);
+    for (int32_t k = 0; k < c->n_stop; ++k)
+        if (!c->stop_strings[k] || !c->stop_strings[k][0] || strlen(c->stop_strings[k]) > 255)
+            return monet__fail(&s->error, MONET_ERROR_ARGUMENT,
+                               "generate: stop string %d must have 1..255 bytes", k);
+    return MONET_OK;
+}
+
+/* Encodes and evaluates the prompt; *count is its number of tokens. */
+static monet_result monet__generate_prompt(monet_session *s, const char *prompt, size_t *count)
+{
+    const monet_tokenizer *tokenizer = &s->model->tokenizer;
+    unsigned               flags = s->length ? 0 : MONET_ADD_BOS;
+    const monet_host      *host = &s->team.host;
+    monet_result           result;
+    int32_t               *tokens;
+    size_t                 n = 0, size = strlen(prompt), bytes;
+    result = monet_tokenizer_encode(tokenizer, prompt, size, flags, NULL, 0, &n);
+    if (result != MONET_OK && result != MONET_ERROR_CAPACITY)
+        return monet__fail(&s->error, result, "generate: cannot encode the prompt");
+    if (!n && !s->n_logits)
+        return monet__fail(&s->error, MONET_ERROR_STATE, "generate: an empty prompt, and no BOS");
+    *count = n;
+    if (!n) return MONET_OK;
+    if (n > (size_t)(s->S - s->length))
+        return monet__fail(&s->error, MONET_ERROR_CONTEXT_FULL, "prompt has %U tokens, the context "
+                           "of %d has room for %d", (uint64_t)n, s->S, s->S - s->length);
+    bytes = n * sizeof *tokens;
+    tokens = (int32_t *)monet__alloc(host, bytes);
+    if (!tokens) return monet__no_memory(&s->error, "prompt", bytes);
+    result = monet_tokenizer_encode(tokenizer, prompt, size, flags, tokens, n, &n);
+    if (result != MONET_OK) {
+        (void)monet__fail(&s->error, result, "generate: cannot encode the prompt");
+    } else {
+        int32_t length = s->length;
+        for (size_t at = 0; result == MONET_OK && at < n; at += (size_t)s->B)
+            result = monet_session_eval(s, tokens + at, n - at < (size_t)s->B ? n - at
+                                                                              : (size_t)s->B);
+        if (result != MONET_OK) (void)monet_session_rewind(s, length);
+    }
+    monet__free(host, tokens, bytes);
+    return result;
+}
+
+/* Draws, delivers and evaluates tokens until something ends it. */
+static monet_result monet__generate_tokens(monet_session *s, const monet_generate_config *c,
+                                           bool bare, monet_generate_result *r)
+{
+    monet_sampler sampler = c->sampler;
+    monet__stream stream;
+    monet_result  result = MONET_OK;
+    memset(&stream, 0, sizeof stream);
+    stream.config = c;
+    while (r->stop == MONET_STOP_NONE) {
+        int32_t token = 0;
+        float   logprob = 0;
+        result = monet_session_sample(s, &sampler, &token, c->token_fn ? &logprob : NULL);
+        if (result != MONET_OK) break;
+        ++r->n_tokens;
+        if (c->token_fn && !c->token_fn(c->user, token, logprob)) r->stop = MONET_STOP_CALLBACK;
+        else if (!c->ignore_eos && monet_tokenizer_is_eos(&s->model->tokenizer, token))
+            r->stop = MONET_STOP_EOS;
+        else
+            r->stop = monet__stream_token(&stream, &s->model->tokenizer, token,
+                                          bare && r->n_tokens == 1);
+        if (r->stop != MONET_STOP_NONE) break;
+        if (c->max_tokens && r->n_tokens == c->max_tokens) r->stop = MONET_STOP_MAX_TOKENS;
+        else if (s->length == s->S) r->stop = MONET_STOP_CONTEXT_FULL;
+        else result = monet_session_eval(s, &token, 1);
+        if (result != MONET_OK) break;
+    }
+    monet__stream_end(&stream);
+    if (stream.stopped) r->stop = MONET_STOP_CALLBACK;
+    return result;
+}
+
+MONET_API monet_result monet_session_generate(monet_session *session, const char *prompt,
+                                              const monet_generate_config *config,
+                                              monet_generate_result *result)
+{
+    monet_generate_config c;
+    monet_generate_result r;
+    monet_result          code;
+    size_t                n = 0;
+    bool                  bare; /* the text begins with the first token drawn */
+    memset(&r, 0, sizeof r);
+    if (result) *result = r;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    code = monet__config(&c, sizeof c, config, &session->error);
+    if (code == MONET_OK) code = monet__generate_check(session, &c);
+    bare = session->length == 0 && prompt && !*prompt;
+    if (code == MONET_OK && prompt) code = monet__generate_prompt(session, prompt, &n);
+    r.n_prompt = (int32_t)n;
+    if (code == MONET_OK) code = monet__generate_tokens(session, &c, bare, &r);
+    if (result) *result = r;
+    return code;
+}
+
+/* ---- undef --------------------------------------------------------------------------- >>undef */
+#undef MONET__ARCH
+#undef MONET__ARCH_SIZE
+#undef MONET__BIG_ENDIAN
+#undef MONET__CLOEXEC
+#undef MONET__ENTRY
+#undef MONET__GROUP
+#undef MONET__HEADER
+#undef MONET__LANES
+#undef MONET__NO_FILE
+#undef MONET__P1
+#undef MONET__P2
+#undef MONET__P3
+#undef MONET__P4
+#undef MONET__P5
+#undef MONET__POOL
+#undef MONET__POSIX
+#undef MONET__ROWS
+#undef MONET__SECTION
+#undef MONET__TABLE
+#undef MONET__TOKENS
+
+#endif /* MONET_IMPLEMENTATION_ONCE */
+#endif /* MONET_IMPLEMENTATION */
+
+/* REVISION HISTORY
+
+     0.1.0  api: first version: load, save, tokenizer, session, sampling, generation
+
+   LICENCE: use this file under either of the two, as you like.
+
+   A. MIT No Attribution. Copyright (c) 2026 the authors of monet.h
+
+     Permission is hereby granted, free of charge, to any person obtaining a copy of this software
+     and associated documentation files (the "Software"), to deal in the Software without
+     restriction, including without limitation the rights to use, copy, modify, merge, publish,
+     distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+     Software is furnished to do so.
+
+     THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+     BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+     NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+     DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+     OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+
+   B. Public domain. The authors dedicate this software to the public domain: anyone is free to copy,
+     modify, publish, use, compile, sell or distribute it, in source or binary form, for any purpose,
+     commercial or not, and by any means, without any condition.
+*/

@@ -1,0 +1,256 @@
+#!/bin/sh
+# Tests the programs as a user meets them: options, streams, exit codes, signals.
+# sh tests/test_cli.sh FOLDER MODEL.monet     FOLDER holds the built programs generate and eval
+
+bin=$1
+model=$2
+if [ ! -x "$bin/generate" ] || [ ! -x "$bin/eval" ] || [ ! -r "$model" ]; then
+    echo "usage: sh tests/test_cli.sh FOLDER_WITH_generate_AND_eval MODEL.monet" >&2
+    exit 2
+fi
+tmp=$(mktemp -d) || exit 2
+trap 'rm -rf "$tmp"' EXIT
+passed=0
+failed=0
+newline='
+'
+
+# check NAME CONDITION...: the condition is a command
+check() {
+    name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "test_cli: FAILED: $name"
+        echo "  status $status, stdout: $(head -c 300 "$tmp/out")"
+        echo "  stderr: $(head -c 300 "$tmp/err")"
+    fi
+}
+
+# Runs generate with the model; leaves status, $tmp/out and $tmp/err.
+generate() {
+    "$bin/generate" --model "$model" "$@" > "$tmp/out" 2> "$tmp/err" < "$input"
+    status=$?
+}
+
+run_eval() {
+    "$bin/eval" "$model" "$@" > "$tmp/out" 2> "$tmp/err" < /dev/null
+    status=$?
+}
+
+out_has() { grep -q -e "$1" "$tmp/out"; }
+err_has() { grep -q -e "$1" "$tmp/err"; }
+is_status() { [ "$status" -eq "$1" ]; }
+same() { cmp -s "$1" "$2"; }
+differ() { ! cmp -s "$1" "$2"; }
+empty() { [ ! -s "$1" ]; }
+lines() { [ "$(wc -l < "$1")" -eq "$2" ]; }
+
+input=/dev/null
+prompt="The key to life is"
+
+# ---- generate: prompts and streams
+
+generate --max-tokens 12 "$prompt"
+check "a prompt as argument" is_status 0
+check "the text starts with the prompt" out_has "^$prompt"
+check "statistics on stderr" err_has "prompt: [0-9]* tokens.*generated: 12 tokens"
+cp "$tmp/out" "$tmp/first"
+check "text ends with one newline" [ "$(tail -c 1 "$tmp/out" | od -An -c | tr -d ' ')" = '\n' ]
+
+generate --max-tokens 12 "$prompt"
+check "the default seed is fixed" same "$tmp/out" "$tmp/first"
+generate --max-tokens 12 --threads 1 "$prompt"
+check "threads do not change the text" same "$tmp/out" "$tmp/first"
+generate --max-tokens 12 --seed=7 "$prompt"
+cp "$tmp/out" "$tmp/seed7"
+check "another seed, another text" differ "$tmp/seed7" "$tmp/first"
+generate --max-tokens=12 --seed 7 "$prompt"
+check "--name=value is --name value; seeds repeat" same "$tmp/out" "$tmp/seed7"
+
+printf '%s\n' "$prompt" > "$tmp/prompt"
+input=$tmp/prompt
+generate --max-tokens 12
+check "a prompt from the standard input" same "$tmp/out" "$tmp/first"
+generate --max-tokens 12 -
+check "a prompt from -" same "$tmp/out" "$tmp/first"
+input=/dev/null
+generate --max-tokens 12 --quiet
+check "an empty prompt" is_status 0
+check "--quiet: nothing on stderr" empty "$tmp/err"
+check "an empty prompt gives text" test -s "$tmp/out"
+printf 'caf\351 \377\000 x' > "$tmp/bytes"
+input=$tmp/bytes
+generate --max-tokens 3
+check "any bytes are a prompt" is_status 0
+input=/dev/null
+generate --max-tokens 12 --no-echo --quiet "$prompt"
+check "--no-echo: only the continuation" [ "$prompt$(cat "$tmp/out")" = "$(cat "$tmp/first")" ]
+generate --max-tokens 4 -- "--not-an-option"
+check "after -- everything is text" out_has "^--not-an-option"
+
+# ---- generate: sampling
+
+generate --temperature 0 --max-tokens 20 "$prompt"
+cp "$tmp/out" "$tmp/greedy"
+generate --temperature 0 --max-tokens 20 --seed 99 --kv f32 --threads 2 "$prompt"
+check "greedy does not depend on the seed" same "$tmp/out" "$tmp/greedy"
+generate --top-k 1 --max-tokens 20 --temperature 5 --seed 3 "$prompt"
+check "--top-k 1 is greedy" same "$tmp/out" "$tmp/greedy"
+generate --temperature 0 --max-tokens 20 --kv bf16 --repetition-penalty 1.2 --min-p 0.05 "$prompt"
+check "other samplers and caches run" is_status 0
+word=$(sed -e "s/^$prompt//" "$tmp/greedy" | tr -cs 'a-z' '\n' | grep '...' | tail -n 1)
+generate --temperature 0 --max-tokens 20 --no-echo --stop "zzqq" --stop "$word" "$prompt"
+check "--stop stops" err_has "stopped by: a stop string"
+check "--stop is not printed" [ "$(grep -c -e "$word" "$tmp/out")" -eq 0 ]
+generate --max-tokens 0 --context 24 --ignore-eos "$prompt"
+check "a full context stops" err_has "stopped by: the context is full"
+check "a full context is no error" is_status 0
+
+# ---- generate: experts, info, help
+
+generate --experts --max-tokens 5 --no-echo "$prompt"
+check "--experts: a line for each token" lines "$tmp/out" 5
+pattern='^["<].*  G1 E[0-9]* (i=[0-9]*, j=[0-9]*) [0-9]\.[0-9][0-9]'
+check "--experts: the form of a line" [ "$(grep -c -e "$pattern" "$tmp/out")" -eq 5 ]
+check "--experts: which layers" err_has "^G1 = layers 0-"
+generate --experts=3 --max-tokens 2 "$prompt"
+check "--experts=3: three of them" out_has "G1 E.* E.* E"
+check "--experts: the prompt too" out_has '^<s>'
+generate --info
+check "--info" out_has "^experts "
+generate --help
+check "--help" out_has "^  --temperature T"
+check "--help is no error" is_status 0
+
+# ---- generate: chat
+
+printf 'Hello\n\nAnd </s> again\n' > "$tmp/turns"
+input=$tmp/turns
+generate --chat --max-tokens 8 --ignore-eos --temperature 0
+check "--chat: two turns" is_status 0
+check "--chat: two replies" err_has "generated: 16 tokens"
+cp "$tmp/out" "$tmp/chat"
+generate --chat --max-tokens 8 --ignore-eos --temperature 0
+check "--chat repeats" same "$tmp/out" "$tmp/chat"
+generate --chat --experts --max-tokens 2
+check "--chat: turns begin with BOS" [ "$(grep -c '^<s>' "$tmp/out")" -eq 2 ]
+generate --chat --max-tokens 8 --ignore-eos --context 40
+check "--chat: oldest turns are forgotten" err_has "oldest turns are forgotten"
+check "--chat: and it goes on" is_status 0
+generate --chat --max-tokens 8 --context 8
+check "--chat: a turn that cannot fit" err_has "say it shorter"
+input=/dev/null
+
+# ---- generate: what goes wrong
+
+generate --nonsense x
+check "an unknown option is named" err_has "'--nonsense'"
+check "wrong options are status 2" is_status 2
+generate -x
+check "an unknown short option" err_has "'-x'"
+generate --temperature
+check "a missing value" err_has "temperature needs a value"
+generate --temperature hot x
+check "a value that is no number" err_has "'hot' is not a number"
+generate --temperature nan x
+check "a value that is not a number" is_status 2
+generate --top-p 1.5 x
+check "a value out of range" err_has "from 0 to 1"
+generate --seed -1 x
+check "a negative seed" is_status 2
+generate --max-tokens 1.5 x
+check "half a token" is_status 2
+generate --kv f64 x
+check "an unknown type" err_has "f32, f16 or bf16"
+generate --quiet=1 x
+check "a flag takes no value" err_has "takes no value"
+generate two prompts
+check "two prompts" err_has "quotes"
+generate --context 4 "$prompt and a good deal more than that"
+check "a prompt longer than the context" err_has "the context holds 4"
+check "a long prompt is status 1" is_status 1
+"$bin/generate" --model "$tmp/none.monet" x > "$tmp/out" 2> "$tmp/err"
+status=$?
+check "a missing model is named" err_has "none.monet"
+check "a missing model is status 1" is_status 1
+(cd "$tmp" && ln -s "$(cd "$OLDPWD" && cd "$bin" && pwd)/generate" gen && ./gen x) \
+    > "$tmp/out" 2> "$tmp/err"
+status=$?
+check "no model at all: what to do" err_has "model FILE"
+head -c 100 "$model" > "$tmp/cut.monet"
+"$bin/generate" --model "$tmp/cut.monet" x > "$tmp/out" 2> "$tmp/err"
+status=$?
+check "a damaged model is status 1" is_status 1
+check "a damaged model is named" err_has "cut.monet"
+
+# ---- generate: pipes and signals
+
+"$bin/generate" --model "$model" --quiet --max-tokens 60 "a${newline}b" 2> "$tmp/err" |
+    head -n 1 > "$tmp/out"
+check "| head -n 1" same "$tmp/out" - <<END
+a
+END
+check "| head is quiet" empty "$tmp/err"
+if [ -c /dev/full ]; then
+    "$bin/generate" --model "$model" x > /dev/full 2> "$tmp/err"
+    status=$?
+    check "/dev/full is status 1" is_status 1
+    check "/dev/full is told" err_has "cannot write"
+fi
+
+# A pipe that nobody reads keeps the program busy until the signal comes.
+mkfifo "$tmp/pipe" "$tmp/never"
+sleep 3 < "$tmp/pipe" &
+reader=$!
+"$bin/generate" --model "$model" --experts=64 --max-tokens 0 --ignore-eos "$prompt" \
+    > "$tmp/pipe" 2> "$tmp/err" &
+pid=$!
+sleep 1
+kill -INT "$pid"
+wait "$pid"
+status=$?
+check "Ctrl-C while generating is status 130" is_status 130
+kill "$reader" 2> /dev/null
+sleep 3 > "$tmp/never" &
+writer=$!
+"$bin/generate" --model "$model" --chat < "$tmp/never" > "$tmp/out" 2> "$tmp/err" &
+pid=$!
+sleep 1
+kill -INT "$pid"
+wait "$pid"
+status=$?
+check "Ctrl-C while waiting for a turn is status 130" is_status 130
+kill "$writer" 2> /dev/null
+
+# ---- eval
+
+printf 'The cat sat on the mat.\n\f\nThe dog sat on the log.\n' > "$tmp/a.txt"
+printf 'Water boils at 100 degrees.\n' > "$tmp/b,c.txt"
+run_eval "$tmp/a.txt" --quiet
+check "eval: a text" is_status 0
+check "eval: bytes without the separator" out_has ' 48 '
+run_eval "$tmp/a.txt" "$tmp/b,c.txt" --csv "$tmp/table.csv" --threads 1
+check "eval: several files have a total" out_has '^total '
+check "eval: the CSV" lines "$tmp/table.csv" 4
+check "eval: names in the CSV" grep -q '^".*b,c.txt",' "$tmp/table.csv"
+run_eval "$tmp/a.txt" --max-tokens 3
+check "eval: --max-tokens" out_has ' 3 '
+run_eval "$tmp/a.txt" --context 8 --stride 4
+check "eval: windows" is_status 0
+run_eval "$tmp/a.txt" --context 8 --stride 9
+check "eval: a stride beyond the context" err_has "stride 9"
+run_eval "$tmp/none.txt"
+check "eval: a missing file is named" err_has "none.txt"
+check "eval: a missing file is status 1" is_status 1
+run_eval /dev/null
+check "eval: nothing to score" is_status 1
+run_eval
+check "eval: no file is status 2" is_status 2
+run_eval "$tmp/a.txt" --frobnicate
+check "eval: an unknown option" err_has "frobnicate"
+
+echo "test_cli: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]

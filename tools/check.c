@@ -1,0 +1,851 @@
+/* check.c: does a converted model compute what the published PyTorch model computes?
+   cc -O2 -pthread -I. tools/check.c -o check -lm
+   ./check MODEL.monet EXPECTED.safetensors [EXPECTED.json] [--dump OUT.safetensors]
+   ./check --tokenizer MODEL.monet FILE.jsonl
+
+   EXPECTED.safetensors holds any of these arrays (B sequences of T tokens; R routers):
+
+     tokens (B,T)  logits (B,T,V)  hidden (L+1,B,T,C)  g1, g2 (R,B,T,H,N)  loss (1)
+     greedy.prompt, greedy.tokens: a prompt and what follows it greedily, end of text ignored
+
+   hidden[0] are the embeddings, hidden[l] is the output of layer l, hidden[L] comes after the final
+   norm. To make such a file from a checkpoint, with the published model's code in PyTorch:
+
+     import torch
+     from safetensors.torch import save_file
+     from transformers import AutoModelForCausalLM, AutoTokenizer
+     name = "MonetLLM/monet-vd-850M-100BT-hf"
+     t = AutoTokenizer.from_pretrained(name)
+     m = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True,
+             torch_dtype=torch.float32, attn_implementation="eager").eval()
+     texts = ["The price of bread rises when the harvest was bad, and", "local function add(a, b)"]
+     rows = [t(x * 9).input_ids[:32] for x in texts]          # <s> first, 32 tokens each
+     x = torch.tensor(rows)
+     with torch.no_grad():
+         o = m(x, labels=x, output_hidden_states=True, output_router_probs=True)
+         ids = x[:1, :8]
+         for _ in range(48):
+             ids = torch.cat((ids, m(ids).logits[:, -1:].argmax(-1)), 1)
+     g = [p for p in o.router_probs if p is not None]         # None: layers without a router
+     e = {"tokens": x.int(), "logits": o.logits, "hidden": torch.stack(o.hidden_states),
+          "g1": torch.stack([p[0] for p in g]), "g2": torch.stack([p[1] for p in g]),
+          "loss": o.loss[None],
+          "greedy.prompt": ids[0, :8].int(), "greedy.tokens": ids[0, 8:].int()}
+     save_file({k: v.contiguous() for k, v in e.items()}, "expected.safetensors")
+
+   and the lines for --tokenizer, where ids are without <s>:
+
+     import json
+     for x in texts:
+         ids = t(x, add_special_tokens=False).input_ids
+         back = t.decode(ids, clean_up_tokenization_spaces=False)
+         print(json.dumps({"text_hex": x.encode().hex(), "ids": ids,
+                           "decoded_hex": back.encode().hex()}))
+
+   EXPECTED.json may say "greedy_smallest_margin" (between the two largest logits) and
+   "smallest_routing_margin" (from a normalised router logit to its cut): where a difference shows
+   up, they tell whether rounding can explain it.
+
+   Exit status: 0 all within tolerance, 1 not, 2 wrong options or files.                        */
+#include "common.h"
+#include "safetensors.h"
+
+#define MONET_THREADS
+#define MONET_IMPLEMENTATION
+#include "monet.h"
+
+#include "run.h"
+
+#define BATCH 64             /* tokens a call: their logits and routing are kept */
+#define MAX_DIFFERENCES 5    /* shown of a tokenizer file */
+#define ROUTING_NOISE 2e-5   /* how far float32 rounding moves a normalised router logit */
+
+enum { LOGITS, HIDDEN, G1, G2, LOSS, N_ARRAYS };
+enum { PASSED = 0, FAILED = 1, BROKEN = 2 }; /* exit status */
+
+/* An array of the file and what the model computes in its place. */
+typedef struct array {
+    const char      *name;
+    const st_tensor *expected; /* NULL = not in the file */
+    float           *found;
+} array;
+
+/* A list of tokens of the file. */
+typedef struct tokens {
+    const char      *name;
+    const st_tensor *expected;
+    int32_t         *ids;
+    uint64_t         count;
+} tokens;
+
+typedef struct settings {
+    const char *dump;
+    int64_t     threads;
+    monet_dtype kv;
+    bool        tokenizer, help;
+} settings;
+
+typedef struct check {
+    settings          set;
+    const monet_arch *arch;
+    monet_session    *session;
+    st_file           file;
+    array             arrays[N_ARRAYS];
+    tokens            input, prompt, greedy;
+    int32_t          *drawn;            /* (greedy.count) */
+    double            drawn_margin;     /* of the two largest logits at the first difference */
+    int64_t           B, T, R, row;     /* row: the sequence that is being evaluated */
+    double            greedy_margin, routing_margin; /* of EXPECTED.json; < 0 = unknown */
+    bool              failed;
+} check;
+
+/* ---- the expected file ----------------------------------------------------------------------- */
+
+static bool expect_shape(const st_tensor *t, int32_t n_dims, const int64_t *shape, tool_error *err)
+{
+    char found[ST_SHAPE], expected[ST_SHAPE];
+
+    st_shape(found, t->n_dims, t->shape);
+    st_shape(expected, n_dims, shape);
+    if (strcmp(found, expected) == 0) return true;
+    return tool_fail(err, "array %.80s: shape is %s, expected %s by this model and \"tokens\"",
+                     t->name, found, expected);
+}
+
+static bool open_array(check *c, int which, const char *name, int32_t n_dims, const int64_t *shape,
+                       tool_error *err)
+{
+    array *a = &c->arrays[which];
+
+    a->name = name;
+    a->expected = st_find(&c->file, name);
+    if (a->expected == NULL) return true;
+    if (c->input.count == 0)
+        return tool_fail(err, "array %s is there, but \"tokens\", its input, is not", name);
+    if (!expect_shape(a->expected, n_dims, shape, err)) return false;
+    a->found = tool_alloc(a->expected->count, sizeof *a->found, err);
+    return a->found != NULL;
+}
+
+static bool open_arrays(check *c, tool_error *err)
+{
+    const monet_arch *a = c->arch;
+    const int64_t B = c->B, T = c->T;
+    const int64_t logits[] = {B, T, a->vocab_size}, hidden[] = {a->n_layers + 1, B, T, a->dim};
+    const int64_t gates[] = {c->R, B, T, a->moe_heads, a->moe_experts}, loss[] = {1};
+
+    return open_array(c, LOGITS, "logits", 3, logits, err) &&
+           open_array(c, HIDDEN, "hidden", 4, hidden, err) &&
+           open_array(c, G1, "g1", 5, gates, err) && open_array(c, G2, "g2", 5, gates, err) &&
+           open_array(c, LOSS, "loss", 1, loss, err);
+}
+
+/* Reads an integer array whose values have to be tokens of the model; it may be absent. */
+static bool open_tokens(const check *c, tokens *list, const char *name, int32_t n_dims,
+                        tool_error *err)
+{
+    int64_t *wide;
+    uint64_t k;
+    char shape[ST_SHAPE];
+    const st_tensor *t = st_find(&c->file, name);
+    bool ok;
+
+    list->name = name;
+    list->expected = t;
+    if (t == NULL) return true;
+    if (t->n_dims != n_dims || t->count == 0)
+        return tool_fail(err, "array %s: shape is %s, expected %s, nothing 0", name,
+                         st_shape(shape, t->n_dims, t->shape), n_dims == 2 ? "(B,T)" : "(T)");
+    wide = tool_alloc(t->count, sizeof *wide, err);
+    list->ids = tool_alloc(t->count, sizeof *list->ids, err);
+    ok = wide != NULL && list->ids != NULL && st_read_i64(&c->file, t, 0, t->count, wide, err);
+    for (k = 0; ok && k < t->count; k++) {
+        if (wide[k] < 0 || wide[k] >= c->arch->vocab_size)
+            ok = tool_fail(err, "array %s: value %lld at %llu, expected 0 to %d", name,
+                           (long long)wide[k], (unsigned long long)k,
+                           (int)c->arch->vocab_size - 1);
+        list->ids[k] = (int32_t)wide[k];
+    }
+    list->count = t->count;
+    free(wide);
+    return ok;
+}
+
+static bool open_expected(check *c, const char *path, tool_error *err)
+{
+    bool ok;
+
+    if (!st_open(&c->file, path, err)) return false;
+    c->R = (c->arch->n_layers + c->arch->moe_groups - 1) / c->arch->moe_groups;
+    ok = open_tokens(c, &c->input, "tokens", 2, err);
+    if (ok && c->input.count > 0) {
+        c->B = c->input.expected->shape[0];
+        c->T = c->input.expected->shape[1];
+    }
+    ok = ok && open_arrays(c, err) && open_tokens(c, &c->prompt, "greedy.prompt", 1, err) &&
+         open_tokens(c, &c->greedy, "greedy.tokens", 1, err);
+    if (ok && c->greedy.count > 0 && c->prompt.count == 0)
+        ok = tool_fail(err, "greedy.tokens is there, but greedy.prompt, its input, is not");
+    if (ok && c->arrays[LOSS].expected != NULL && c->T < 2)
+        ok = tool_fail(err, "array loss: needs sequences of at least 2 tokens, tokens has %lld",
+                       (long long)c->T);
+    return ok || tool_prefix(err, path);
+}
+
+static bool open_margins(check *c, const char *path, tool_error *err)
+{
+    json_doc doc;
+
+    c->greedy_margin = c->routing_margin = -1;
+    if (path == NULL) return true;
+    if (!json_load(&doc, path, 1 << 26, err)) return false;
+    json_double(&doc, json_find(&doc, 0, "greedy_smallest_margin"), &c->greedy_margin);
+    json_double(&doc, json_find(&doc, 0, "smallest_routing_margin"), &c->routing_margin);
+    json_free(&doc);
+    return true;
+}
+
+/* ---- computing ------------------------------------------------------------------------------- */
+
+/* A tap: copies hidden states to where the expected array has them. */
+static bool keep_hidden(void *user, monet_site site, int32_t layer, int32_t first, int32_t count,
+                        monet_real *data)
+{
+    check *c = user;
+    size_t C = (size_t)c->arch->dim, slot, k;
+    float *out;
+
+    if (site == MONET_SITE_EMBEDDING)
+        slot = 0;
+    else if (site == MONET_SITE_RESIDUAL && layer < c->arch->n_layers - 1)
+        slot = (size_t)layer + 1;
+    else if (site == MONET_SITE_FINAL_NORM)
+        slot = (size_t)c->arch->n_layers;
+    else
+        return true;
+    out = c->arrays[HIDDEN].found +
+          ((slot * (size_t)c->B + (size_t)c->row) * (size_t)c->T + (size_t)first) * C;
+    for (k = 0; k < (size_t)count * C; k++) out[k] = (float)data[k];
+    return true;
+}
+
+static bool keep_gates(check *c, int which, int64_t router, int64_t t, const monet_real *gates)
+{
+    size_t size = (size_t)c->arch->moe_heads * (size_t)c->arch->moe_experts, k;
+    float *out = c->arrays[which].found;
+
+    if (out == NULL) return true;
+    out += (size_t)((router * c->B + c->row) * c->T + t) * size;
+    for (k = 0; k < size; k++) out[k] = (float)gates[k];
+    return true;
+}
+
+/* Token `index` of the last eval is token t of the sequence. */
+static bool keep_token(check *c, int32_t index, int64_t t, double *nats)
+{
+    const monet_real *logits = monet_session_logits_at(c->session, index);
+    size_t V = (size_t)c->arch->vocab_size, at = (size_t)(c->row * c->T + t), k;
+    float *out = c->arrays[LOGITS].found;
+    int64_t r;
+    monet_routing routing;
+
+    if (logits == NULL) return false;
+    for (k = 0; out != NULL && k < V; k++) out[at * V + k] = (float)logits[k];
+    if (t + 1 < c->T) *nats -= monet_logprob(logits, (int32_t)V, c->input.ids[at + 1]);
+    for (r = 0; r < c->R; r++) {
+        int32_t layer = (int32_t)r * c->arch->moe_groups;
+        if (monet_session_routing(c->session, index, layer, &routing) != MONET_OK) return false;
+        keep_gates(c, G1, r, t, routing.g1);
+        keep_gates(c, G2, r, t, routing.g2);
+    }
+    return true;
+}
+
+static bool session_failed(const check *c, const char *what, tool_error *err)
+{
+    return tool_fail(err, "%s: %s", what, monet_session_error(c->session)->message);
+}
+
+/* One sequence after the other, each in an empty session. */
+static bool compute_sequences(check *c, tool_error *err)
+{
+    double nats = 0;
+    int64_t t, k, n;
+
+    if (c->arrays[HIDDEN].found != NULL && c->B > 0)
+        monet_session_set_tap(c->session, keep_hidden, c);
+    for (c->row = 0; c->row < c->B; c->row++) {
+        if (monet_session_rewind(c->session, 0) != MONET_OK)
+            return session_failed(c, "rewind", err);
+        for (t = 0; t < c->T; t += n) {
+            n = c->T - t < BATCH ? c->T - t : BATCH;
+            if (monet_session_eval(c->session, c->input.ids + c->row * c->T + t, (size_t)n) !=
+                MONET_OK)
+                return session_failed(c, "tokens", err);
+            for (k = 0; k < n; k++)
+                if (!keep_token(c, (int32_t)k, t + k, &nats))
+                    return tool_fail(err, "the session does not give its logits and routing");
+        }
+    }
+    monet_session_set_tap(c->session, NULL, NULL);
+    if (c->arrays[LOSS].found != NULL)
+        c->arrays[LOSS].found[0] = (float)(nats / (double)(c->B * (c->T - 1)));
+    return true;
+}
+
+/* The largest logit minus the second largest. */
+static double margin(const monet_real *logits, int32_t n)
+{
+    double first = -INFINITY, second = -INFINITY;
+    int32_t k;
+
+    for (k = 0; k < n; k++) {
+        double x = (double)logits[k];
+        if (x > first) {
+            second = first;
+            first = x;
+        } else if (x > second) {
+            second = x;
+        }
+    }
+    return first - second;
+}
+
+/* Token by token with the KV cache, as a program that generates does. */
+static bool compute_greedy(check *c, tool_error *err)
+{
+    uint64_t k, at, n;
+    bool same = true;
+
+    if (c->greedy.count == 0) return true;
+    c->drawn = tool_alloc(c->greedy.count, sizeof *c->drawn, err);
+    if (c->drawn == NULL) return false;
+    if (monet_session_rewind(c->session, 0) != MONET_OK) return session_failed(c, "rewind", err);
+    for (at = 0; at < c->prompt.count; at += n) {
+        n = c->prompt.count - at < BATCH ? c->prompt.count - at : BATCH;
+        if (monet_session_eval(c->session, c->prompt.ids + at, (size_t)n) != MONET_OK)
+            return session_failed(c, "greedy.prompt", err);
+    }
+    for (k = 0; k < c->greedy.count; k++) {
+        if (monet_session_sample(c->session, NULL, &c->drawn[k], NULL) != MONET_OK)
+            return session_failed(c, "greedy.tokens", err);
+        if (same && c->drawn[k] != c->greedy.ids[k]) {
+            same = false;
+            c->drawn_margin = margin(monet_session_logits(c->session), c->arch->vocab_size);
+        }
+        if (k + 1 < c->greedy.count &&
+            monet_session_eval(c->session, &c->drawn[k], 1) != MONET_OK)
+            return session_failed(c, "greedy.tokens", err);
+    }
+    return true;
+}
+
+/* ---- comparing ------------------------------------------------------------------------------- */
+
+static void print_row(check *c, const char *name, const char *shape, const char *difference,
+                      const char *tolerance, bool ok)
+{
+    printf("%-14s %-18s %-20s %-12s %s\n", name, shape, difference, tolerance, ok ? "ok" : "FAIL");
+    if (!ok) c->failed = true;
+}
+
+/* "(1,0,5)": where element `index` of the array is. Returns out. */
+static const char *place_of(char out[ST_SHAPE], const st_tensor *t, uint64_t index)
+{
+    int64_t place[ST_MAX_DIMS] = {0};
+    int32_t d;
+
+    for (d = t->n_dims - 1; d >= 0; d--) {
+        place[d] = (int64_t)(index % (uint64_t)t->shape[d]);
+        index /= (uint64_t)t->shape[d];
+    }
+    return st_shape(out, t->n_dims, place);
+}
+
+typedef struct comparison {
+    double   largest, size; /* largest difference (NaN counts as infinite); largest |expected| */
+    uint64_t worst, flips, first_flip; /* flips: elements that are positive in one array only */
+} comparison;
+
+static bool compare(const check *c, const array *a, comparison *out, tool_error *err)
+{
+    double expected[1024];
+    uint64_t at, n, k;
+
+    memset(out, 0, sizeof *out);
+    for (at = 0; at < a->expected->count; at += n) {
+        n = a->expected->count - at < 1024 ? a->expected->count - at : 1024;
+        if (!st_read_f64(&c->file, a->expected, at, n, expected, err)) return false;
+        for (k = 0; k < n; k++) {
+            double e = expected[k], f = (double)a->found[at + k], d = fabs(e - f);
+            if (isnan(d)) d = INFINITY;
+            if (d > out->largest) out->largest = d, out->worst = at + k;
+            if (fabs(e) > out->size) out->size = fabs(e);
+            if ((e > 0) != (f > 0) && out->flips++ == 0) out->first_flip = at + k;
+        }
+    }
+    return true;
+}
+
+static double tolerance_of(int which, const comparison *x)
+{
+    if (which == G1 || which == G2) return 3e-5;
+    if (which == LOSS) return 1e-5 * x->size;
+    return 2e-5 * (1 + x->size);
+}
+
+/* Gates: which half-experts are active has to be the same. */
+static bool check_active(check *c, const array *a, const comparison *x, tool_error *err)
+{
+    char name[32], shape[ST_SHAPE], difference[64];
+    double expected;
+
+    st_shape(shape, a->expected->n_dims, a->expected->shape);
+    snprintf(name, sizeof name, "%s > 0", a->name);
+    snprintf(difference, sizeof difference, "%llu differ", (unsigned long long)x->flips);
+    print_row(c, name, shape, difference, "0", x->flips == 0);
+    if (x->flips == 0) return true;
+    if (!st_read_f64(&c->file, a->expected, x->first_flip, 1, &expected, err)) return false;
+    printf("    the first (router,sequence,token,head,half-expert) is %s: %.6g, expected %.6g\n",
+           place_of(shape, a->expected, x->first_flip), (double)a->found[x->first_flip],
+           expected);
+    if (c->routing_margin >= 0)
+        printf("    the smallest distance of a normalised router logit to its cut is %.2e: "
+               "rounding (about %.0e)\n    %s\n", c->routing_margin, ROUTING_NOISE,
+               c->routing_margin < ROUTING_NOISE ? "can explain this" : "does not explain this");
+    return true;
+}
+
+static bool check_array(check *c, int which, tool_error *err)
+{
+    const array *a = &c->arrays[which];
+    comparison x;
+    char shape[ST_SHAPE], difference[32], tolerance[32];
+    double most;
+    bool ok;
+
+    if (a->expected == NULL) return true;
+    if (!compare(c, a, &x, err)) return false;
+    most = tolerance_of(which, &x);
+    ok = x.largest <= most;
+    snprintf(difference, sizeof difference, "%.2e", x.largest);
+    snprintf(tolerance, sizeof tolerance, "%.2e", most);
+    print_row(c, a->name, st_shape(shape, a->expected->n_dims, a->expected->shape), difference,
+              tolerance, ok);
+    if (!ok) printf("    the largest is at %s\n", place_of(shape, a->expected, x.worst));
+    return which != G1 && which != G2 ? true : check_active(c, a, &x, err);
+}
+
+static void check_greedy(check *c)
+{
+    uint64_t n = c->greedy.count, same = 0, first = n, k;
+    char shape[ST_SHAPE], difference[64];
+
+    if (n == 0) return;
+    for (k = 0; k < n; k++) {
+        if (c->drawn[k] == c->greedy.ids[k]) same++;
+        else if (first == n) first = k;
+    }
+    snprintf(difference, sizeof difference, "%llu differ", (unsigned long long)(n - same));
+    print_row(c, c->greedy.name, st_shape(shape, 1, c->greedy.expected->shape), difference, "0",
+              same == n);
+    if (same < n)
+        printf("    the first is at %llu: %d, expected %d; there the two largest logits differ by "
+               "%.2e\n", (unsigned long long)first, (int)c->drawn[first],
+               (int)c->greedy.ids[first], c->drawn_margin);
+    if (same < n && c->greedy_margin >= 0)
+        printf("    the smallest such margin of the expected tokens is %.2e: rounding %s\n",
+               c->greedy_margin, c->greedy_margin < 1e-4 ? "can explain this" :
+               "does not explain this");
+}
+
+/* ---- arrays that are not compared ------------------------------------------------------------ */
+
+static bool starts_with(const char *text, const char *start)
+{
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+static bool is_compared(const check *c, const char *name)
+{
+    int k;
+
+    for (k = 0; k < N_ARRAYS; k++)
+        if (strcmp(name, c->arrays[k].name) == 0) return true;
+    return strcmp(name, "tokens") == 0 || starts_with(name, "greedy.");
+}
+
+static void list_others(const check *c)
+{
+    static const char *const later[] = {"edit.", "grad.", "train."};
+    uint32_t counts[3] = {0, 0, 0}, k, i;
+    char quoted[TOOL_QUOTE], shape[ST_SHAPE];
+
+    for (k = 0; k < c->file.n_tensors; k++) {
+        const st_tensor *t = &c->file.tensors[k];
+        for (i = 0; i < 3 && !starts_with(t->name, later[i]); i++) continue;
+        if (i < 3)
+            counts[i]++;
+        else if (!is_compared(c, t->name))
+            printf("%s %s: unknown, not checked\n", tool_quote(quoted, t->name, t->name_size),
+                   st_shape(shape, t->n_dims, t->shape));
+    }
+    for (i = 0; i < 3; i++)
+        if (counts[i] > 0)
+            printf("%s*: %u arrays, not checked by this version\n", later[i], counts[i]);
+}
+
+/* ---- dump ------------------------------------------------------------------------------------ */
+
+static bool dump_ids(st_writer *w, size_t index, const int32_t *ids, uint64_t n, tool_error *err)
+{
+    uint64_t k;
+
+    for (k = 0; k < n; k++) {
+        int64_t wide = ids[k];
+        if (!st_writer_put_i64(w, index, &wide, 1, err)) return false;
+    }
+    return true;
+}
+
+/* Every array that was computed and its inputs, under the names of the expected file. */
+static bool dump(const check *c, tool_error *err)
+{
+    const tokens *lists[] = {&c->input, &c->prompt, &c->greedy};
+    const int32_t *ids[] = {c->input.ids, c->prompt.ids, c->drawn};
+    st_writer w;
+    size_t index = 0;
+    int k;
+    bool ok = true;
+
+    memset(&w, 0, sizeof w);
+    for (k = 0; ok && k < N_ARRAYS; k++) {
+        const st_tensor *t = c->arrays[k].expected;
+        if (t != NULL) ok = st_writer_add(&w, t->name, ST_F32, t->n_dims, t->shape, err);
+    }
+    for (k = 0; ok && k < 3; k++) {
+        const st_tensor *t = lists[k]->expected;
+        if (t != NULL && ids[k] != NULL)
+            ok = st_writer_add(&w, t->name, ST_I32, t->n_dims, t->shape, err);
+    }
+    ok = ok && st_writer_start(&w, c->set.dump, err);
+    for (k = 0; ok && k < N_ARRAYS; k++) {
+        const array *a = &c->arrays[k];
+        if (a->expected != NULL)
+            ok = st_writer_put_f32(&w, index++, a->found, a->expected->count, err);
+    }
+    for (k = 0; ok && k < 3; k++)
+        if (lists[k]->expected != NULL && ids[k] != NULL)
+            ok = dump_ids(&w, index++, ids[k], lists[k]->count, err);
+    ok = ok && st_writer_commit(&w, err);
+    st_writer_free(&w);
+    if (ok) printf("wrote %s\n", c->set.dump);
+    return ok;
+}
+
+/* ---- check MODEL EXPECTED -------------------------------------------------------------------- */
+
+static bool start_session(check *c, const monet_model *model, tool_error *err)
+{
+    uint64_t context = c->prompt.count + c->greedy.count;
+    monet_error why = {{0}, MONET_OK};
+    monet_host host;
+    monet_session_config config;
+
+    memset(&host, 0, sizeof host);
+    memset(&config, 0, sizeof config);
+    if ((uint64_t)c->T > context) context = (uint64_t)c->T;
+    if (context == 0)
+        return tool_fail(err, "the file holds neither \"tokens\" nor \"greedy.prompt\"");
+    if (context > INT32_MAX)
+        return tool_fail(err, "a sequence has %llu tokens, at most %d are possible",
+                         (unsigned long long)context, INT32_MAX);
+    host.n_threads = (int)c->set.threads;
+    config.host = &host;
+    config.context = (int32_t)context;
+    config.max_batch = context < BATCH ? (int32_t)context : BATCH;
+    config.kv_dtype = c->set.kv;
+    config.capture_routing = config.all_logits = true;
+    if (monet_session_create(model, &config, &c->session, &why) != MONET_OK)
+        return tool_fail(err, "%s", why.message);
+    return true;
+}
+
+static bool compare_all(check *c, tool_error *err)
+{
+    int k;
+
+    printf("%-14s %-18s %-20s %-12s\n", "array", "shape", "largest difference", "tolerance");
+    for (k = 0; k < N_ARRAYS; k++)
+        if (!check_array(c, k, err)) return false;
+    check_greedy(c);
+    list_others(c);
+    if (c->greedy_margin >= 0)
+        printf("smallest margin of the expected greedy tokens: %.2e\n", c->greedy_margin);
+    if (c->routing_margin >= 0)
+        printf("smallest distance of a normalised router logit to its cut: %.2e\n",
+               c->routing_margin);
+    if (c->failed && c->set.kv != MONET_F32)
+        printf("the tolerances are meant for --kv f32; this was %s\n",
+               monet_dtype_name(c->set.kv));
+    return true;
+}
+
+static int check_model(check *c, const char **files, size_t n_files, tool_error *err)
+{
+    monet_model *model = NULL;
+    bool ok = run_load(files[0], &model, err);
+    int k;
+
+    if (ok) c->arch = monet_model_arch(model);
+    ok = ok && open_expected(c, files[1], err) &&
+         open_margins(c, n_files > 2 ? files[2] : NULL, err) && start_session(c, model, err) &&
+         compute_sequences(c, err) && compute_greedy(c, err) && compare_all(c, err) &&
+         (c->set.dump == NULL || dump(c, err));
+    for (k = 0; k < N_ARRAYS; k++) free(c->arrays[k].found);
+    free(c->input.ids);
+    free(c->prompt.ids);
+    free(c->greedy.ids);
+    free(c->drawn);
+    monet_session_free(c->session);
+    monet_model_free(model);
+    st_close(&c->file);
+    return !ok ? BROKEN : c->failed ? FAILED : PASSED;
+}
+
+/* ---- check --tokenizer MODEL FILE ------------------------------------------------------------ */
+
+typedef struct lines {
+    const monet_tokenizer *tokenizer;
+    uint64_t               line, count, bad, shown;
+} lines;
+
+typedef struct bytes {
+    unsigned char *data;
+    size_t         size;
+} bytes;
+
+/* A string of hexadecimal digits. */
+static bool read_hex(const json_doc *doc, const char *key, bytes *out, tool_error *err)
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t size = 0, k;
+    const char *hex = json_string(doc, json_find(doc, 0, key), &size);
+
+    if (hex == NULL || size % 2 != 0)
+        return tool_fail(err, "\"%s\" has to be a string of hexadecimal digits", key);
+    out->data = tool_alloc(size / 2 + 1, 1, err);
+    out->size = size / 2;
+    if (out->data == NULL) return false;
+    for (k = 0; k < size; k++) {
+        const char *digit = hex[k] == '\0' ? NULL : strchr(digits, hex[k] | 0x20);
+        if (digit == NULL || hex[k] < '0')
+            return tool_fail(err, "\"%s\" has a character that is no hexadecimal digit", key);
+        out->data[k / 2] = (unsigned char)(out->data[k / 2] << 4 | (digit - digits));
+    }
+    return true;
+}
+
+static int32_t *read_ids(const json_doc *doc, size_t *n, tool_error *err)
+{
+    uint32_t value = json_find(doc, 0, "ids");
+    json_each it = json_begin(doc, value);
+    int32_t *ids;
+    int64_t id = 0;
+
+    *n = 0;
+    if (json_typeof(doc, value) != JSON_ARRAY) {
+        tool_fail(err, "\"ids\" has to be an array");
+        return NULL;
+    }
+    ids = tool_alloc(json_count(doc, value), sizeof *ids, err);
+    while (ids != NULL && json_step(doc, &it)) {
+        if (!json_int(doc, it.value, &id) || id < INT32_MIN || id > INT32_MAX) {
+            tool_fail(err, "\"ids\" has a value that is no token");
+            free(ids);
+            return NULL;
+        }
+        ids[(*n)++] = (int32_t)id;
+    }
+    return ids;
+}
+
+static void show_difference(lines *l, const char *what, const bytes *text, const char *found,
+                            const char *expected)
+{
+    char quoted[TOOL_QUOTE];
+
+    if (l->shown++ >= MAX_DIFFERENCES) return;
+    printf("line %llu: \"%s\": %s %s, expected %s\n", (unsigned long long)l->line,
+           tool_quote(quoted, text->data, text->size), what, found, expected);
+}
+
+/* "at 3: 412", or what stands for the end of a list. */
+static void describe_id(char out[64], const int32_t *ids, size_t n, size_t at)
+{
+    if (at < n)
+        snprintf(out, 64, "id %d at %llu", (int)ids[at], (unsigned long long)at);
+    else
+        snprintf(out, 64, "the end after %llu ids", (unsigned long long)n);
+}
+
+static bool compare_ids(lines *l, const bytes *text, const int32_t *expected, size_t n,
+                        tool_error *err)
+{
+    size_t count = 0, at = 0;
+    int32_t *ids;
+    char a[64], b[64];
+    monet_result result;
+
+    monet_tokenizer_encode(l->tokenizer, (const char *)text->data, text->size, 0, NULL, 0, &count);
+    ids = tool_alloc(count, sizeof *ids, err);
+    if (ids == NULL) return false;
+    result = monet_tokenizer_encode(l->tokenizer, (const char *)text->data, text->size, 0, ids,
+                                    count, &count);
+    if (result != MONET_OK) {
+        free(ids);
+        return tool_fail(err, "cannot be encoded: %s", monet_result_name(result));
+    }
+    while (at < count && at < n && ids[at] == expected[at]) at++;
+    if (at < count || at < n) {
+        describe_id(a, ids, count, at);
+        describe_id(b, expected, n, at);
+        show_difference(l, "encodes to", text, a, b);
+        l->bad++;
+    }
+    free(ids);
+    return true;
+}
+
+static bool compare_decoded(lines *l, const bytes *text, const int32_t *ids, size_t n,
+                            const bytes *expected, tool_error *err)
+{
+    size_t size = 0;
+    char a[TOOL_QUOTE], b[TOOL_QUOTE];
+    char *decoded;
+    monet_result result;
+
+    monet_tokenizer_decode(l->tokenizer, ids, n, NULL, 0, &size);
+    decoded = tool_alloc(size, 1, err);
+    if (decoded == NULL) return false;
+    result = monet_tokenizer_decode(l->tokenizer, ids, n, decoded, size, &size);
+    if (result != MONET_OK) {
+        show_difference(l, "decodes to", text, monet_result_name(result), "bytes");
+        l->bad++;
+    } else if (size != expected->size || memcmp(decoded, expected->data, size) != 0) {
+        show_difference(l, "decodes to", text, tool_quote(a, decoded, size),
+                        tool_quote(b, expected->data, expected->size));
+        l->bad++;
+    }
+    free(decoded);
+    return true;
+}
+
+static bool check_line(lines *l, char *line, size_t size, tool_error *err)
+{
+    json_doc doc;
+    bytes text = {NULL, 0}, decoded = {NULL, 0};
+    int32_t *ids = NULL;
+    size_t n = 0;
+    uint64_t bad = l->bad;
+    bool ok;
+
+    if (!json_parse(&doc, line, size, err)) return false;
+    ok = read_hex(&doc, "text_hex", &text, err) && read_hex(&doc, "decoded_hex", &decoded, err) &&
+         (ids = read_ids(&doc, &n, err)) != NULL && compare_ids(l, &text, ids, n, err) &&
+         compare_decoded(l, &text, ids, n, &decoded, err);
+    if (l->bad > bad) l->bad = bad + 1; /* a line counts once */
+    l->count++;
+    free(text.data);
+    free(decoded.data);
+    free(ids);
+    json_free(&doc);
+    return ok;
+}
+
+static bool check_lines(lines *l, const char *path, tool_error *err)
+{
+    char *data, *line, *end;
+    size_t size;
+    char where[64];
+    bool ok = tool_read_file(path, UINT64_C(1) << 30, &data, &size, err);
+
+    for (line = data; ok && line < data + size; line = end + 1) {
+        end = memchr(line, '\n', (size_t)(data + size - line));
+        if (end == NULL) end = data + size;
+        l->line++;
+        if (end == line) continue;
+        ok = check_line(l, line, (size_t)(end - line), err);
+        if (!ok) {
+            snprintf(where, sizeof where, "line %llu", (unsigned long long)l->line);
+            tool_prefix(err, where);
+            tool_prefix(err, path);
+        }
+    }
+    free(data);
+    return ok;
+}
+
+static int check_tokenizer(const char **files, tool_error *err)
+{
+    monet_error why = {{0}, MONET_OK};
+    monet_model *model = NULL;
+    lines l;
+    bool ok;
+
+    memset(&l, 0, sizeof l);
+    if (monet_model_load(files[0], NULL, &model, &why) != MONET_OK) {
+        tool_fail(err, "%s", why.message);
+        return BROKEN;
+    }
+    l.tokenizer = monet_model_tokenizer(model);
+    ok = l.tokenizer != NULL || tool_fail(err, "%.300s: holds no tokenizer", files[0]);
+    ok = ok && check_lines(&l, files[1], err);
+    if (ok && l.count == 0) ok = tool_fail(err, "%.300s: holds no line", files[1]);
+    if (ok)
+        printf("%llu lines: %llu as expected, %llu not\n", (unsigned long long)l.count,
+               (unsigned long long)(l.count - l.bad), (unsigned long long)l.bad);
+    monet_model_free(model);
+    return !ok ? BROKEN : l.bad > 0 ? FAILED : PASSED;
+}
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+static int run_check(check *c, const char **files, size_t n_files, tool_error *err)
+{
+    if (c->set.tokenizer && n_files == 2) return check_tokenizer(files, err);
+    if (!c->set.tokenizer && n_files >= 2) return check_model(c, files, n_files, err);
+    tool_fail(err, "needs a model and a file to compare it with (--help says more)");
+    return BROKEN;
+}
+
+int main(int argc, char **argv)
+{
+    const char *files[3];
+    size_t n_files = 0;
+    static check c;
+    tool_error err = {{0}};
+    int status = BROKEN;
+    const run_option options[] = {
+        {"tokenizer", RUN_FLAG, &c.set.tokenizer, 0, 0, NULL, "compare the tokenizer"},
+        {"dump", RUN_TEXT, (void *)&c.set.dump, 0, 0, "FILE", "write the computed arrays there"},
+        {"kv", RUN_DTYPE, &c.set.kv, 0, 0, "TYPE", "KV cache in f32, f16 or bf16 (default: f32)"},
+        {"threads", RUN_WHOLE, &c.set.threads, 1, 256, "N", "threads (default: all processors)"},
+        {"help", RUN_FLAG, &c.set.help, 0, 0, NULL, "this text"},
+    };
+    const size_t n_options = sizeof options / sizeof options[0];
+
+    c.set.threads = run_processors();
+    if (run_parse(options, n_options, argc, argv, files, 3, &n_files, &err)) {
+        if (c.set.help) {
+            printf("usage: check MODEL.monet EXPECTED.safetensors [EXPECTED.json] [options]\n"
+                   "       check --tokenizer MODEL.monet FILE.jsonl\n\n");
+            run_print_options(options, n_options);
+            return PASSED;
+        }
+        status = run_check(&c, files, n_files, &err);
+    }
+    if (status == BROKEN) fprintf(stderr, "check: %s\n", err.message);
+    if (fflush(stdout) != 0 || ferror(stdout)) status = BROKEN;
+    return status;
+}

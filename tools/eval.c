@@ -1,0 +1,421 @@
+/* eval.c: how well a model predicts texts: nats per token, bits per byte.
+   cc -O2 -pthread -I. tools/eval.c -o eval -lm && ./eval examples/monet-4m.monet README.md
+
+   A text file is one stream of tokens with BOS (<s>) first. A line that holds one form feed (0x0C)
+   separates documents: each starts anew with BOS. A stream that is longer than the context is cut
+   into windows. With --stride below the context, windows overlap: the tokens that a window repeats
+   are only read, so that each token is scored once, with at least context - stride tokens before
+   it. A .safetensors file holds "tokens" (B,T), integers: each row is a stream of its own, used as
+   it is; its first token is not scored.
+
+   Bytes are those of the text that the scored tokens decode to.                                */
+#include "common.h"
+#include "safetensors.h"
+
+#define MONET_THREADS
+#define MONET_IMPLEMENTATION
+#include "monet.h"
+
+#include "run.h"
+
+#define BATCH 64                           /* tokens a call: their logits are kept */
+#define MAX_FILES 4096
+#define MAX_TEXT (UINT64_C(1) << 32)       /* bytes of one text file */
+
+typedef struct settings {
+    const char *csv;
+    int64_t     context, stride, threads, max_tokens; /* 0 = default */
+    monet_dtype kv;
+    bool        quiet, help;
+} settings;
+
+typedef struct score {
+    uint64_t tokens;    /* scored */
+    uint64_t evaluated; /* the tokens that windows repeat count again */
+    uint64_t bytes;
+    double   nats, seconds;
+    bool     has_bytes;
+} score;
+
+typedef struct evaluation {
+    settings               set;
+    const monet_arch      *arch;
+    const monet_tokenizer *tokenizer; /* may be NULL: then only token files can be scored */
+    monet_session         *session;
+    score                  now;       /* of the file at hand */
+    tool_progress          progress;
+    const char            *path;
+} evaluation;
+
+/* ---- one stream ------------------------------------------------------------------------------ */
+
+/* Evaluates stream[first..end-1] as one window and scores the tokens after `known`, the last one
+   that was scored before; stream[end] is the last target.                                      */
+static bool score_window(evaluation *e, const int32_t *stream, size_t first, size_t end,
+                         size_t known, tool_error *err)
+{
+    size_t at, k, n;
+
+    if (monet_session_rewind(e->session, 0) != MONET_OK)
+        return tool_fail(err, "%s", monet_session_error(e->session)->message);
+    for (at = first; at < end; at += n) {
+        n = end - at < BATCH ? end - at : BATCH;
+        if (monet_session_eval(e->session, stream + at, n) != MONET_OK)
+            return tool_fail(err, "%.200s: token %llu of a stream: %s", e->path,
+                             (unsigned long long)at, monet_session_error(e->session)->message);
+        e->now.evaluated += n;
+        for (k = 0; k < n; k++) {
+            if (at + k + 1 <= known) continue;
+            e->now.nats -= monet_logprob(monet_session_logits_at(e->session, (int32_t)k),
+                                         e->arch->vocab_size, stream[at + k + 1]);
+            e->now.tokens++;
+        }
+        tool_progress_update(&e->progress, e->now.tokens);
+    }
+    return true;
+}
+
+/* Bytes of the text of these tokens; adds them to the score. */
+static bool count_bytes(evaluation *e, const int32_t *tokens, size_t n, tool_error *err)
+{
+    size_t bytes = 0;
+    monet_result result;
+
+    if (e->tokenizer == NULL) return true;
+    result = monet_tokenizer_decode(e->tokenizer, tokens, n, NULL, 0, &bytes);
+    if (result != MONET_OK && result != MONET_ERROR_CAPACITY)
+        return tool_fail(err, "%.200s: a token is not in the tokenizer", e->path);
+    e->now.bytes += bytes;
+    return true;
+}
+
+/* stream[0] is given, stream[1..n] are scored, as far as --max-tokens goes. */
+static bool score_stream(evaluation *e, const int32_t *stream, size_t n, tool_error *err)
+{
+    size_t context = (size_t)e->set.context, stride = (size_t)e->set.stride;
+    size_t first = 0, known = 0, end;
+
+    if (e->set.max_tokens > 0 && n > (uint64_t)e->set.max_tokens - e->now.tokens)
+        n = (size_t)((uint64_t)e->set.max_tokens - e->now.tokens);
+    for (; known < n; first += stride, known = end) {
+        end = n - first < context ? n : first + context;
+        if (!score_window(e, stream, first, end, known, err)) return false;
+    }
+    return count_bytes(e, stream + 1, n, err);
+}
+
+static bool enough(const evaluation *e)
+{
+    return e->set.max_tokens > 0 && e->now.tokens >= (uint64_t)e->set.max_tokens;
+}
+
+/* ---- texts ----------------------------------------------------------------------------------- */
+
+/* Tokens of a document with BOS before them, in new memory; *n does not count the first. */
+static int32_t *encode(const evaluation *e, const char *text, size_t size, size_t *n,
+                       tool_error *err)
+{
+    size_t count = 0;
+    int32_t *tokens;
+    int32_t bos = monet_tokenizer_bos(e->tokenizer);
+    monet_result result = monet_tokenizer_encode(e->tokenizer, text, size, 0, NULL, 0, &count);
+
+    if (result == MONET_OK || result == MONET_ERROR_CAPACITY) {
+        tokens = tool_alloc((uint64_t)count + 1, sizeof *tokens, err);
+        if (tokens == NULL) return NULL;
+        tokens[0] = bos;
+        result = monet_tokenizer_encode(e->tokenizer, text, size, 0, tokens + 1, count, &count);
+        *n = count;
+        if (result == MONET_OK) return tokens;
+        free(tokens);
+    }
+    tool_fail(err, "%.200s: cannot be encoded: %s", e->path, monet_result_name(result));
+    return NULL;
+}
+
+/* Where the document that starts at `at` ends; *next is where the one after it starts. */
+static size_t document_end(const char *text, size_t size, size_t at, size_t *next)
+{
+    const char *feed = text + at;
+
+    while ((feed = memchr(feed, '\f', size - (size_t)(feed - text))) != NULL) {
+        size_t place = (size_t)(feed - text);
+        bool starts = place == at || text[place - 1] == '\n';
+        bool ends = place + 1 == size || text[place + 1] == '\n';
+        if (starts && ends) {
+            *next = place + 2 < size ? place + 2 : size;
+            return place;
+        }
+        feed++;
+    }
+    *next = size;
+    return size;
+}
+
+static bool score_text(evaluation *e, tool_error *err)
+{
+    char *text;
+    size_t size, at, end, next;
+    bool ok = tool_read_file(e->path, MAX_TEXT, &text, &size, err);
+
+    if (ok && e->tokenizer == NULL)
+        ok = tool_fail(err, "%.200s: the model holds no tokenizer to read a text with", e->path);
+    if (ok && monet_tokenizer_bos(e->tokenizer) < 0)
+        ok = tool_fail(err, "%.200s: the tokenizer has no BOS to start a text with", e->path);
+    for (at = 0; ok && at < size && !enough(e); at = next) {
+        size_t n = 0;
+        int32_t *tokens;
+        end = document_end(text, size, at, &next);
+        if (end == at) continue;
+        tokens = encode(e, text + at, end - at, &n, err);
+        ok = tokens != NULL && score_stream(e, tokens, n, err);
+        free(tokens);
+    }
+    free(text);
+    return ok;
+}
+
+/* ---- token files ----------------------------------------------------------------------------- */
+
+static bool read_row(const evaluation *e, const st_file *file, const st_tensor *t, uint64_t row,
+                     int64_t *wide, int32_t *tokens, tool_error *err)
+{
+    uint64_t columns = (uint64_t)t->shape[1], k;
+
+    if (!st_read_i64(file, t, row * columns, columns, wide, err)) return false;
+    for (k = 0; k < columns; k++) {
+        if (wide[k] < 0 || wide[k] >= e->arch->vocab_size)
+            return tool_fail(err, "%.200s: token %lld at (%llu,%llu), expected 0 to %d", e->path,
+                             (long long)wide[k], (unsigned long long)row, (unsigned long long)k,
+                             (int)e->arch->vocab_size - 1);
+        tokens[k] = (int32_t)wide[k];
+    }
+    return true;
+}
+
+static bool score_rows(evaluation *e, const st_file *file, tool_error *err)
+{
+    const st_tensor *t = st_find(file, "tokens");
+    char shape[ST_SHAPE];
+    int64_t *wide;
+    int32_t *tokens;
+    uint64_t row;
+    bool ok;
+
+    if (t == NULL) return tool_fail(err, "%.200s: holds no array \"tokens\"", e->path);
+    if (t->n_dims != 2 || t->shape[1] < 2)
+        return tool_fail(err, "%.200s: tokens is %s, expected (B,T) with T at least 2", e->path,
+                         st_shape(shape, t->n_dims, t->shape));
+    wide = tool_alloc((uint64_t)t->shape[1], sizeof *wide, err);
+    tokens = tool_alloc((uint64_t)t->shape[1], sizeof *tokens, err);
+    ok = wide != NULL && tokens != NULL;
+    for (row = 0; ok && row < (uint64_t)t->shape[0] && !enough(e); row++)
+        ok = read_row(e, file, t, row, wide, tokens, err) &&
+             score_stream(e, tokens, (size_t)t->shape[1] - 1, err);
+    free(wide);
+    free(tokens);
+    return ok;
+}
+
+static bool score_token_file(evaluation *e, tool_error *err)
+{
+    st_file file;
+    bool ok;
+
+    if (!st_open(&file, e->path, err)) return false;
+    ok = score_rows(e, &file, err);
+    st_close(&file);
+    return ok;
+}
+
+/* ---- files and tables ------------------------------------------------------------------------ */
+
+static bool is_token_file(const char *path)
+{
+    static const char ending[] = ".safetensors";
+    size_t size = strlen(path), n = sizeof ending - 1;
+
+    return size >= n && strcmp(path + size - n, ending) == 0;
+}
+
+static bool score_file(evaluation *e, tool_error *err)
+{
+    double start = tool_seconds();
+    bool ok;
+
+    memset(&e->now, 0, sizeof e->now);
+    e->now.has_bytes = e->tokenizer != NULL;
+    tool_progress_begin(&e->progress, "scored", "tokens", (uint64_t)e->set.max_tokens);
+    if (e->set.quiet) e->progress.last = 1e300; /* the next line is never due */
+    ok = is_token_file(e->path) ? score_token_file(e, err) : score_text(e, err);
+    tool_progress_end(&e->progress);
+    e->now.seconds = tool_seconds() - start;
+    if (ok && e->now.tokens == 0)
+        return tool_fail(err, "%.200s: holds no token to score", e->path);
+    return ok;
+}
+
+static void add_score(score *total, const score *one)
+{
+    total->tokens += one->tokens;
+    total->evaluated += one->evaluated;
+    total->bytes += one->bytes;
+    total->nats += one->nats;
+    total->seconds += one->seconds;
+    total->has_bytes = one->has_bytes;
+}
+
+static double per(double amount, double count)
+{
+    return count > 0 ? amount / count : 0;
+}
+
+static void print_score(const char *name, const score *s)
+{
+    double nats = per(s->nats, (double)s->tokens);
+    char bits[32] = "-";
+
+    if (s->has_bytes && s->bytes > 0)
+        snprintf(bits, sizeof bits, "%.4f", s->nats / log(2.0) / (double)s->bytes);
+    printf("%-32s %10llu %11llu %10.4f %10.2f %9s %10.1f\n", name,
+           (unsigned long long)s->tokens, (unsigned long long)s->bytes, nats, exp(nats), bits,
+           per((double)s->evaluated, s->seconds));
+    fflush(stdout);
+}
+
+/* A name with a comma or a quote is put in quotes, as RFC 4180 says. */
+static void put_csv(tool_buffer *csv, const char *name, const score *s)
+{
+    double nats = per(s->nats, (double)s->tokens);
+
+    tool_put(csv, "\"", 1);
+    for (; *name != '\0'; name++) tool_put(csv, *name == '"' ? "\"\"" : name, *name == '"' ? 2 : 1);
+    tool_putf(csv, "\",%llu,%llu,%.6f,%.4f,", (unsigned long long)s->tokens,
+              (unsigned long long)s->bytes, nats, exp(nats));
+    if (s->has_bytes && s->bytes > 0)
+        tool_putf(csv, "%.6f", s->nats / log(2.0) / (double)s->bytes);
+    tool_putf(csv, ",%.3f,%.1f\n", s->seconds, per((double)s->evaluated, s->seconds));
+}
+
+static bool write_csv(const char *path, const tool_buffer *csv, tool_error *err)
+{
+    tool_output output;
+    bool ok;
+
+    if (csv->failed) return tool_fail(err, "%.300s: out of memory", path);
+    ok = tool_output_open(&output, path, err) &&
+         tool_output_write(&output, csv->data, csv->size, err) && tool_output_commit(&output, err);
+    if (!ok) tool_output_abandon(&output);
+    return ok;
+}
+
+/* Every file in turn; the first one that fails ends it. */
+static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_error *err)
+{
+    static const char header[] =
+        "file,tokens,bytes,nats_per_token,perplexity,bits_per_byte,seconds,tokens_per_second\n";
+    tool_buffer csv = {NULL, 0, 0, false};
+    score total;
+    size_t k;
+    bool ok = true;
+
+    memset(&total, 0, sizeof total);
+    tool_put(&csv, header, sizeof header - 1);
+    printf("%-32s %10s %11s %10s %10s %9s %10s\n", "file", "tokens", "bytes", "nats/token",
+           "perplexity", "bits/byte", "tokens/s");
+    for (k = 0; ok && k < n_files; k++) {
+        e->path = files[k];
+        ok = score_file(e, err);
+        if (!ok) break;
+        print_score(files[k], &e->now);
+        put_csv(&csv, files[k], &e->now);
+        add_score(&total, &e->now);
+    }
+    if (ok && n_files > 1) {
+        print_score("total", &total);
+        put_csv(&csv, "total", &total);
+    }
+    if (ok && e->set.csv != NULL) ok = write_csv(e->set.csv, &csv, err);
+    tool_buffer_free(&csv);
+    if (ok && (ferror(stdout) || fflush(stdout) != 0))
+        ok = tool_fail(err, "cannot write the table: %s", strerror(errno));
+    return ok;
+}
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+static bool start(evaluation *e, const monet_model *model, tool_error *err)
+{
+    monet_error why = {{0}, MONET_OK};
+    monet_host host;
+    monet_session_config config;
+
+    memset(&host, 0, sizeof host);
+    memset(&config, 0, sizeof config);
+    e->arch = monet_model_arch(model);
+    e->tokenizer = monet_model_tokenizer(model);
+    if (e->set.context == 0) e->set.context = e->arch->max_seq_len;
+    if (e->set.stride == 0) e->set.stride = e->set.context;
+    if (e->set.stride > e->set.context)
+        return tool_fail(err, "--stride %lld is more than the context of %lld",
+                         (long long)e->set.stride, (long long)e->set.context);
+    host.n_threads = (int)e->set.threads;
+    config.host = &host;
+    config.context = (int32_t)e->set.context;
+    config.max_batch = e->set.context < BATCH ? (int32_t)e->set.context : BATCH;
+    config.kv_dtype = e->set.kv;
+    config.all_logits = true;
+    if (monet_session_create(model, &config, &e->session, &why) != MONET_OK)
+        return tool_fail(err, "%s", why.message);
+    return true;
+}
+
+static bool run_files(evaluation *e, const char **files, size_t n_files, tool_error *err)
+{
+    monet_model *model = NULL;
+    bool ok = run_load(files[0], &model, err) && start(e, model, err) &&
+              evaluate(e, files + 1, n_files - 1, err);
+
+    monet_session_free(e->session);
+    monet_model_free(model);
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *files[MAX_FILES];
+    static evaluation e;
+    tool_error err = {{0}};
+    size_t n_files = 0;
+    settings *set = &e.set;
+    const run_option options[] = {
+        {"csv", RUN_TEXT, (void *)&set->csv, 0, 0, "FILE", "also write the table there"},
+        {"context", RUN_WHOLE, &set->context, 1, INT32_MAX, "N", "tokens of a window (model's)"},
+        {"stride", RUN_WHOLE, &set->stride, 1, INT32_MAX, "N",
+         "from one window to the next (default: the context, no overlap)"},
+        {"max-tokens", RUN_WHOLE, &set->max_tokens, 1, INT64_MAX - 1, "N",
+         "score at most N tokens of each file"},
+        {"kv", RUN_DTYPE, &set->kv, 0, 0, "TYPE", "KV cache in f32, f16 or bf16 (default: f32)"},
+        {"threads", RUN_WHOLE, &set->threads, 1, 256, "N", "threads (default: all processors)"},
+        {"quiet", RUN_FLAG, &set->quiet, 0, 0, NULL, "no progress on standard error"},
+        {"help", RUN_FLAG, &set->help, 0, 0, NULL, "this text"},
+    };
+    const size_t n_options = sizeof options / sizeof options[0];
+
+    set->threads = run_processors();
+    if (run_parse(options, n_options, argc, argv, files, MAX_FILES, &n_files, &err)) {
+        if (set->help) {
+            printf("usage: eval MODEL.monet TEXT|TOKENS.safetensors... [options]\n\n");
+            run_print_options(options, n_options);
+            return 0;
+        }
+        if (n_files >= 2) {
+            if (run_files(&e, files, n_files, &err)) return 0;
+            fprintf(stderr, "eval: %s\n", err.message);
+            return 1;
+        }
+        tool_fail(&err, "needs a model and at least one text (--help says more)");
+    }
+    fprintf(stderr, "eval: %s\n", err.message);
+    return 2;
+}
