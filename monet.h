@@ -169,7 +169,7 @@ typedef MONET_REAL monet_real; /* float; double only in tests that check derivat
      H  router heads             N  experts on one axis     M  hidden units of one expert
    A layer has N*N experts; expert (i,j) has id i*N + j. Router group l/G serves G layers.        */
 
-/* ---- base ---------------------------------------------------------------------------- >>base
+/* ---- base ----------------------------------------------------------------------------- >>base
    Every function that can fail returns monet_result. Nothing prints, exits or aborts.            */
 #define MONET_RESULTS(X)                                                                           \
     X(MONET_OK, 0)                                                                                 \
@@ -213,7 +213,7 @@ typedef struct monet_host {
     void *user;
 } monet_host;
 
-/* ---- tensors ---------------------------------------------------------------------- >>tensors
+/* ---- tensors ----------------------------------------------------------------------- >>tensors
    A tensor is a table of rows and columns; where an element lies depends on its layout, so that
    what the kernels read together lies together. Columns come in groups of 32.
 
@@ -259,7 +259,7 @@ MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int
 MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
                                          float *out);
 
-/* ---- model -------------------------------------------------------------------------- >>model */
+/* ---- model --------------------------------------------------------------------------- >>model */
 typedef enum monet_decompose { MONET_VERTICAL = 0, MONET_HORIZONTAL = 1 } monet_decompose;
 
 typedef struct monet_arch {
@@ -331,7 +331,7 @@ MONET_API const char *monet_model_metadata_value(const monet_model *model, size_
 /* NULL if there is no such key. */
 MONET_API const char *monet_model_metadata(const monet_model *model, const char *key);
 
-/* ---- writer ------------------------------------------------------------------------ >>writer
+/* ---- writer ------------------------------------------------------------------------- >>writer
    Writes a .monet file tensor by tensor, in bounded memory: converters and trainers use it.      */
 typedef struct monet_metadata { const char *key, *value; } monet_metadata;
 
@@ -416,6 +416,8 @@ MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *tokenizer, const c
                                        size_t size);
 /* -1 = none. */
 MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *tokenizer);
+/* The first of the tokens that end a text; -1 = none. */
+MONET_API int32_t monet_tokenizer_eos(const monet_tokenizer *tokenizer);
 /* True for each token that ends a text. */
 MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token);
 /* The pieces and settings as the file has them, to write them again. The caller provides arrays of
@@ -529,7 +531,7 @@ typedef struct monet_sampler {    /* plain data, copy it freely; {0} = greedy */
 MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
                                             int32_t *token, float *logprob);
 
-/* ---- generation ------------------------------------------------------------ >>generation_api */
+/* ---- generation ------------------------------------------------------------- >>generation_api */
 typedef enum monet_stop {
     MONET_STOP_NONE = 0, MONET_STOP_EOS, MONET_STOP_MAX_TOKENS, MONET_STOP_CONTEXT_FULL,
     MONET_STOP_STRING, MONET_STOP_CALLBACK
@@ -554,12 +556,14 @@ typedef struct monet_generate_result {
     int32_t    n_prompt; /* tokens of the prompt */
     int32_t    n_tokens; /* tokens drawn, the end-of-text token included */
     monet_stop stop;
+    int32_t    last_token; /* drawn, but not in the session; -1 = none */
+    monet_sampler sampler; /* moved on by the draws: pass it to a call that goes on */
 } monet_generate_result;
 
 /* Encodes the prompt (BOS first if the session is empty), evaluates it and generates. A NULL prompt
    goes on from the session's logits; "" is BOS alone. Tokens of the text are in the session
-   afterwards, except the last one. MONET_ERROR_CONTEXT_FULL: the prompt is longer than the room
-   that is left; nothing was evaluated. A context that fills up later is a stop, not an error.
+   afterwards, except result->last_token. MONET_ERROR_CONTEXT_FULL: the prompt is longer than the
+   room that is left; nothing was evaluated. A context that fills up later is a stop, not an error.
    result may be NULL.                                                                            */
 MONET_API monet_result monet_session_generate(monet_session *session, const char *prompt,
                                               const monet_generate_config *config,
@@ -577,7 +581,7 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
 #ifndef MONET_IMPLEMENTATION_ONCE
 #define MONET_IMPLEMENTATION_ONCE
 
-/* ---- platform -------------------------------------------------------------------- >>platform */
+/* ---- platform --------------------------------------------------------------------- >>platform */
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "monet.h needs NaN and infinity: build without -ffast-math (-Ofast, -ffinite-math-only)"
 #endif
@@ -752,7 +756,7 @@ MONET_API const char *monet_result_name(monet_result result)
 
 MONET_API int monet_version(void) { return MONET_VERSION; }
 
-/* ---- numbers ---------------------------------------------------------------------- >>numbers
+/* ---- numbers ----------------------------------------------------------------------- >>numbers
    bf16 is the upper half of a float. Rounding is to nearest, ties to even. Easy to get wrong: a NaN
    whose payload lies in the lower bits must stay NaN, not become infinity.                       */
 static float monet__float(uint32_t bits)
@@ -885,7 +889,7 @@ static uint64_t monet__u64(const uint8_t *p)
     return (uint64_t)monet__u32(p) | (uint64_t)monet__u32(p + 4) << 32;
 }
 
-/* ---- hash ---------------------------------------------------------------------------- >>hash
+/* ---- hash ----------------------------------------------------------------------------- >>hash
    XXH64 with seed 0, for accidents only. Streaming: any pieces give the hash of the whole.       */
 typedef struct monet__hash {
     uint64_t lane[4], total;
@@ -1035,7 +1039,7 @@ MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t fir
     return MONET_OK;
 }
 
-/* ---- kernels ---------------------------------------------------------------------- >>kernels
+/* ---- kernels ----------------------------------------------------------------------- >>kernels
    The leaves: all that knows dtypes and the order of sums. Everything above is written with these.
    Order of a dot product over columns k: lane l adds the products of columns 32g+2l and 32g+2l+1
    for g = 0, 1, ...; then lanes are added in a tree, l with l+8, l+4, l+2, l+1. One token or many,
@@ -1066,11 +1070,22 @@ static void monet__widen(monet_real *out, const void *w, monet_dtype dtype, size
 }
 
 /* One row of a panel against one vector: w points at the row's first group, `stride` elements lie
-   between groups, x is in split order.                                                           */
+   between groups, x is in split order. One loop a dtype, so that compilers vectorise the lanes.  */
 static monet_real monet__dot_row(const void *w, monet_dtype dtype, size_t stride, size_t groups,
                                  const monet_real *x)
 {
     monet_real lanes[MONET__LANES] = {0}, row[MONET__GROUP];
+    if (dtype == MONET_BF16) {
+        const char *p = (const char *)w;
+        for (; groups--; p += 2 * stride, x += MONET__GROUP)
+            for (int l = 0; l < MONET__LANES; ++l) {
+                uint32_t pair;
+                memcpy(&pair, p + 4 * l, 4);
+                lanes[l] += (monet_real)monet__float(pair << 16) * x[l];
+                lanes[l] += (monet_real)monet__float(pair & 0xffff0000u) * x[l + MONET__LANES];
+            }
+        return monet__tree(lanes);
+    }
     for (size_t g = 0; g < groups; ++g, x += MONET__GROUP) {
         monet__widen(row, w, dtype, g * stride);
         for (int l = 0; l < MONET__LANES; ++l) {
@@ -1124,29 +1139,40 @@ static void monet__sum_panel(monet_real *const *y, const void *w, monet_dtype dt
     }
 }
 
-/* y[0..n) += scale * row: n numbers of any dtype, in order. */
+/* 16 numbers of any dtype, in order. */
+static void monet__load16(monet_real *out, const void *data, monet_dtype dtype, size_t index)
+{
+    uint16_t half[MONET__LANES];
+    if (dtype == MONET_F32) {
+        memcpy(out, (const char *)data + index * sizeof *out, MONET__LANES * sizeof *out);
+        return;
+    }
+    memcpy(half, (const char *)data + index * 2, sizeof half);
+    for (int l = 0; l < MONET__LANES; ++l)
+        out[l] = (monet_real)(dtype == MONET_BF16 ? monet__from_bf16(half[l])
+                                                  : monet__from_f16(half[l]));
+}
+
+/* y[0..n) += scale * row, in order. */
 static void monet__axpy(monet_real *y, monet_real scale, const void *row, monet_dtype dtype,
                         size_t index, size_t n)
 {
-    size_t k = 0;
-    for (; dtype == MONET_F32 && k < n; ++k)
-        y[k] += scale * monet__get(row, MONET_F32, index + k);
-    for (; dtype == MONET_BF16 && k < n; ++k)
-        y[k] += scale * monet__get(row, MONET_BF16, index + k);
-    for (; k < n; ++k) y[k] += scale * monet__get(row, MONET_F16, index + k);
+    monet_real values[MONET__LANES];
+    for (; n >= MONET__LANES; n -= MONET__LANES, y += MONET__LANES, index += MONET__LANES) {
+        monet__load16(values, row, dtype, index);
+        for (int l = 0; l < MONET__LANES; ++l) y[l] += scale * values[l];
+    }
+    for (size_t k = 0; k < n; ++k) y[k] += scale * monet__get(row, dtype, index + k);
 }
 
 /* Dot product of n numbers, n a multiple of 16: lane l adds elements 16g+l. */
 static monet_real monet__dot(const monet_real *a, const void *b, monet_dtype dtype, size_t index,
                              size_t n)
 {
-    monet_real lanes[MONET__LANES] = {0}, row[MONET__LANES];
+    monet_real lanes[MONET__LANES] = {0}, values[MONET__LANES];
     for (size_t k = 0; k < n; k += MONET__LANES, a += MONET__LANES) {
-        if (dtype == MONET_F32)
-            memcpy(row, (const char *)b + (index + k) * sizeof *row, sizeof row);
-        else
-            for (size_t l = 0; l < MONET__LANES; ++l) row[l] = monet__get(b, dtype, index + k + l);
-        for (int l = 0; l < MONET__LANES; ++l) lanes[l] += a[l] * row[l];
+        monet__load16(values, b, dtype, index + k);
+        for (int l = 0; l < MONET__LANES; ++l) lanes[l] += a[l] * values[l];
     }
     return monet__tree(lanes);
 }
@@ -1168,28 +1194,27 @@ static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
 }
 
 /* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
-   Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, the text as
+   Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, a text as
    characters; then, again and again, the adjacent pair of best priority (score of the merged piece,
    or rank of the merge; the leftmost of equals) becomes one symbol, until no pair is a piece. A
    character that is no piece becomes its bytes, so every byte string has an encoding.
 
-   Plain bytes: here U+2581 is written as the space it stands for, in pieces when they are loaded, in
-   text while it is read, so that no copy of the text is made.
+   Plain bytes: U+2581 is written as the space it stands for, in pieces when they are loaded and in
+   text while it is read, so no copy of the text is made.
 
    Words: no merge crosses a place where no piece has these two bytes side by side (`joins`). Cut
-   there, a text falls into short words, each of which merges on its own:
-     1. A word that is a piece, and what its own characters merge to (tried at load): that token.
-     2. Up to MONET__TOK_SHORT bytes: search the best pair after each merge, on the stack.
+   there, a text falls into short words that merge on their own:
+     1. A word that is a piece, and is what its own characters merge to (tried at load), is a token.
+     2. Up to MONET__TOK_SHORT bytes: the best pair is searched again after each merge.
      3. Longer ones (one letter a million times) must not cost n^2: as long as it pays, a sweep does
         all merges of the best priority; the rest goes through a heap of (priority, place).
 
-   Symbols are numbers: the id of a normal piece, or a number above all ids for a character that
-   is part of pieces but not one itself. One hash table maps (left, right) to the merged symbol and
-   its priority. With other first keys it also maps characters to symbols, and is the byte tree of
-   the user-defined and control pieces, which are found in the text before anything is merged.
+   Symbols are ids of normal pieces, -1 for a character that is none. Such a character is in no
+   longer piece either: the shortest one with it could not be made by a merge, which is refused. So
+   a hash table of (left id, right id) is all that merging needs, also when it goes by score.
 
    Easy to get wrong: control, unknown, unused and byte pieces never come out of a merge, whatever
-   the text says; a new pair may be better than the one being merged, so a sweep may have to stop;
+   the text says; a new pair may be better than the one being merged, then the sweep must stop;
    equal scores go by place; a character cut off by the end of the text is bytes.                 */
 typedef struct monet__piece { /* one record of the file; its bytes are at blob + offset */
     uint32_t offset;
@@ -1198,19 +1223,19 @@ typedef struct monet__piece { /* one record of the file; its bytes are at blob +
 } monet__piece;
 
 enum {
-    MONET__TOK_MAX_PIECE = 1024,    /* bytes of a piece: bounds the work per byte of a hostile file */
+    MONET__TOK_MAX_PIECE = 512,     /* bytes of a piece: bounds what a made-up one can cost */
     MONET__TOK_MAX_COUNT = 1 << 24, /* pieces; merges */
-    MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; bytes of one word to encode */
+    MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; of one word to encode */
     MONET__TOK_PROBES    = 256,     /* only a made-up file needs more in a hash table: refused */
     MONET__TOK_SHORT     = 64,
-    MONET__TOK_USABLE = 1, MONET__TOK_FORMED = 2, MONET__TOK_WHOLE = 4 /* bits of `marks` */
+    /* `marks`: may come out of a merge; does so; out of its own text alone; is found in the text */
+    MONET__TOK_USABLE = 1, MONET__TOK_FORMED = 2, MONET__TOK_WHOLE = 4,
+    MONET__TOK_USER = 8, MONET__TOK_CONTROL = 16
 };
-static const uint32_t MONET__TOK_CHARS = 0x80000000u; /* first keys that are no symbol: characters, */
-static const uint32_t MONET__TOK_TREE = 0xC0000000u;  /* ... and this plus a node of the byte tree */
-static const uint32_t MONET__TOK_NONE = 0xFFFFFFFFu;  /* no priority, no character, no piece */
+static const uint32_t MONET__TOK_NONE = 0xFFFFFFFFu; /* no priority; no character */
 
 typedef struct monet__tok_name { uint32_t tag; int32_t id; } monet__tok_name;
-typedef struct monet__tok_slot { uint32_t a, b, priority; int32_t value; } monet__tok_slot;
+typedef struct monet__tok_pair { int32_t left, right, result; uint32_t priority; } monet__tok_pair;
 
 struct monet_tokenizer {
     const char *blob;           size_t blob_size;
@@ -1223,15 +1248,18 @@ struct monet_tokenizer {
     bool strip_space;                               /* decode drops one leading space */
     monet_host host;                                /* for the scratch memory of long words */
     /* the indexes, made by monet__tok_build */
-    monet__tok_slot *slots;
+    monet__tok_pair *pairs;     /* hash of (left, right) -> result */
     monet__tok_name *names;     /* hash of plain bytes -> piece */
-    uint32_t *text_at;          /* (n_pieces + 1) piece i decodes to text[text_at[i] .. text_at[i+1]) */
+    uint32_t *text_at;          /* (n_pieces + 1) plain bytes of piece i: text + text_at[i] */
     char *text;
     uint8_t *marks;             /* (n_pieces) */
-    uint32_t n_slots, n_names, n_nodes;
-    int32_t n_symbols, byte_ids[256], ascii[128];
+    uint32_t n_pairs, n_names;  /* places in these tables, not counting the last PROBES ones */
+    int32_t byte_ids[256], ascii[128]; /* piece of a byte; of an ASCII character, -1 = none */
     uint8_t joins[256 * 32];    /* bit (x,y): some piece has byte y right after byte x */
-    uint8_t starts[256];        /* 1: a user-defined piece starts with this byte, 2: a control one */
+    uint8_t starts[256];        /* marks of user-defined and control pieces, by their first byte */
+    uint8_t sizes[MONET__TOK_MAX_PIECE + 1]; /* marks of them, by the number of their plain bytes */
+    uint8_t any_special;                     /* marks of them all */
+    size_t max_special;                      /* the largest such size */
 };
 
 /* Records of the file: little-endian, at any address. */
@@ -1261,7 +1289,7 @@ static int32_t monet__tok_eos(const monet_tokenizer *t, int32_t k)
     return (int32_t)monet__u32(t->eos + (size_t)k * 4);
 }
 
-/* ---- tokenizer: characters and hashes ---- */
+/* ---- tokenizer: characters and hashes -------------------------------------------------------- */
 
 /* How many bytes the character at s has (n > 0 are left), and its code. An invalid byte (also of an
    overlong form, a surrogate, or beyond U+10FFFF) stands alone and has the code MONET__TOK_NONE. */
@@ -1278,7 +1306,7 @@ static size_t monet__tok_char(const char *s, size_t n, uint32_t *code)
         c = c << 6 | ((uint8_t)s[i] & 0x3Fu);
     }
     if (c < least[size] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
-    *code = c == 0x2581 ? ' ' : c;
+    *code = c == 0x2581 ? 0x20 : c;
     return size;
 }
 
@@ -1328,51 +1356,25 @@ static inline size_t monet__tok_home(uint64_t mixed, uint32_t n)
     return (size_t)((mixed >> 32) * n >> 32);
 }
 
-static inline size_t monet__tok_slot_home(const monet_tokenizer *t, uint32_t a, uint32_t b)
+static inline size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left, int32_t right)
 {
-    return monet__tok_home(monet__tok_mix(((uint64_t)a << 32 | b) * MONET__TOK_BASE), t->n_slots);
+    return monet__tok_home(monet__tok_mix(((uint64_t)left << 32 | (uint32_t)right) *
+                                          MONET__TOK_BASE), t->n_pairs);
 }
 
-/* ---- tokenizer: the tables ---- */
+/* ---- tokenizer: the tables ------------------------------------------------------------------- */
 
-static inline const monet__tok_slot *monet__tok_find(const monet_tokenizer *t,
-                                                     uint32_t a, uint32_t b)
-{
-    const monet__tok_slot *slot = t->slots + monet__tok_slot_home(t, a, b);
-    while (slot->value >= 0 && (slot->a != a || slot->b != b)) slot++;
-    return slot->value >= 0 ? slot : NULL;
-}
-
-/* The slot of (a,b), new ones with value -1: the caller sets it. NULL: too many probes. */
-static monet__tok_slot *monet__tok_add(monet_tokenizer *t, uint32_t a, uint32_t b,
-                                       monet_error *err)
-{
-    monet__tok_slot *slot = t->slots + monet__tok_slot_home(t, a, b), *end;
-    for (end = slot + MONET__TOK_PROBES - 1; slot < end; slot++) {
-        if (slot->value >= 0 && (slot->a != a || slot->b != b)) continue;
-        slot->a = a;
-        slot->b = b;
-        return slot;
-    }
-    monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: one hash value for more than %d entries",
-                MONET__TOK_PROBES - 1);
-    return NULL;
-}
-
-static inline const monet__tok_slot *monet__tok_pair(const monet_tokenizer *t,
+static inline const monet__tok_pair *monet__tok_find(const monet_tokenizer *t,
                                                      int32_t left, int32_t right)
 {
-    return (left | right) < 0 ? NULL : monet__tok_find(t, (uint32_t)left, (uint32_t)right);
+    const monet__tok_pair *pair;
+    if ((left | right) < 0) return NULL;
+    pair = t->pairs + monet__tok_pair_home(t, left, right);
+    while (pair->result >= 0 && (pair->left != left || pair->right != right)) pair++;
+    return pair->result >= 0 ? pair : NULL;
 }
 
-/* The symbol of a character; -1 if it is in no piece, or invalid. */
-static int32_t monet__tok_symbol(const monet_tokenizer *t, uint32_t code)
-{
-    const monet__tok_slot *slot = monet__tok_find(t, MONET__TOK_CHARS, code);
-    return slot ? slot->value : -1;
-}
-
-/* The place of the piece with exactly these bytes, or the free one for it; NULL: too many probes. */
+/* The place of the piece with just these bytes, or the free one for it. NULL: too many probes. */
 static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t mixed,
                                            const char *bytes, size_t size)
 {
@@ -1387,51 +1389,56 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t mi
     return NULL;
 }
 
-/* The piece with these plain bytes that merges can make; -1 if there is none. */
-static int32_t monet__tok_usable(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n)
+/* The piece with one of these marks and these plain bytes; -1 if there is none. */
+static int32_t monet__tok_lookup(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n,
+                                 unsigned marks)
 {
     uint64_t mixed = monet__tok_mix(hash);
     const monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
     for (; name->id >= 0; name++) {
         const uint32_t *at = t->text_at + name->id;
-        if (name->tag == (uint32_t)mixed && at[1] - at[0] == n &&
-            (t->marks[name->id] & MONET__TOK_USABLE) && memcmp(t->text + at[0], s, n) == 0) {
-            return name->id;
-        }
+        if (name->tag == (uint32_t)mixed && at[1] - at[0] == n && (t->marks[name->id] & marks) &&
+            memcmp(t->text + at[0], s, n) == 0) return name->id;
     }
     return -1;
 }
 
-/* ---- tokenizer: checks ---- */
-
-/* The bytes of a piece for a message, what is not printable ASCII as \xHH. */
-static const char *monet__tok_show(char out[64], const monet_tokenizer *t, int32_t id)
+static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
 {
-    static const char hex[] = "0123456789ABCDEF";
+    *size = t->text_at[id + 1] - t->text_at[id];
+    return t->text + t->text_at[id];
+}
+
+static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->n_pieces;
+}
+
+/* ---- tokenizer: checks ----------------------------------------------------------------------- */
+
+static const char monet__tok_hex[] = "0123456789ABCDEF";
+
+/* Names the piece by its number and bytes; what is not printable ASCII as \xHH. */
+static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
+                                    int64_t found, const char *need, monet_error *err)
+{
     const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+    char shown[64];
     size_t i, n = 0;
     for (i = 0; i < p->size && n < 56; i++) {
         uint8_t c = (uint8_t)t->blob[p->offset + i];
         if (c >= 0x20 && c < 0x7F) {
-            out[n++] = (char)c;
+            shown[n++] = (char)c;
         } else {
-            out[n++] = '\\';
-            out[n++] = 'x';
-            out[n++] = hex[c >> 4];
-            out[n++] = hex[c & 15];
+            shown[n++] = '\\';
+            shown[n++] = 'x';
+            shown[n++] = monet__tok_hex[c >> 4];
+            shown[n++] = monet__tok_hex[c & 15];
         }
     }
-    if (i < p->size) memcpy(out + n, "...", 3), n += 3;
-    out[n] = 0;
-    return out;
-}
-
-static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
-                                    int64_t found, int64_t expected, monet_error *err)
-{
-    char shown[64];
-    return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, expected %D",
-                       id, monet__tok_show(shown, t, id), what, found, expected);
+    memcpy(shown + n, i < p->size ? "..." : "", i < p->size ? 4 : 1);
+    return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, need %s",
+                       id, shown, what, found, need);
 }
 
 static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
@@ -1441,41 +1448,26 @@ static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
     uint32_t code = 0;
     size_t i = 0;
     if (p->size == 0 || p->size > MONET__TOK_MAX_PIECE) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d has %d bytes, need 1 to %d",
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: %d bytes, need 1 to %d",
                            id, (int)p->size, MONET__TOK_MAX_PIECE);
     }
     if (p->offset > t->blob_size || p->size > t->blob_size - p->offset) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d ends at byte %U of %U",
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: ends at byte %U of %U",
                            id, (uint64_t)p->offset + p->size, (uint64_t)t->blob_size);
     }
     if (p->type < MONET_PIECE_NORMAL || p->type > MONET_PIECE_BYTE) {
-        return monet__tok_fail(t, id, "type", p->type, MONET_PIECE_NORMAL, err);
+        return monet__tok_fail(t, id, "type", p->type, "1 to 6", err);
     }
     if ((monet__bits(p->score) & 0x7F800000u) == 0x7F800000u) {
-        return monet__tok_fail(t, id, "score is not finite: exponent", 255, 254, err);
+        return monet__tok_fail(t, id, "exponent of the score", 255, "at most 254", err);
     }
     while (i < p->size && code != MONET__TOK_NONE) {
         i += monet__tok_char(t->blob + p->offset + i, p->size - i, &code);
     }
     if (code == MONET__TOK_NONE) {
-        return monet__tok_fail(t, id, "no valid UTF-8, good bytes:", (int64_t)i - 1, p->size, err);
+        return monet__tok_fail(t, id, "bytes of valid UTF-8", (int64_t)i - 1, "all", err);
     }
     return MONET_OK;
-}
-
-/* How many slots the piece can take: the splits of a normal one and its first and last character. */
-static uint64_t monet__tok_slots_of(const monet_tokenizer *t, const monet__piece *p)
-{
-    uint64_t i, chars = 0;
-    if (p->type == MONET_PIECE_USER || p->type == MONET_PIECE_CONTROL) return p->size + 1u;
-    if (p->type != MONET_PIECE_NORMAL || t->n_merges) return 1;
-    for (i = 0; i < p->size; i++) chars += ((uint8_t)t->blob[p->offset + i] & 0xC0) != 0x80;
-    return chars + 1;
-}
-
-static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
-{
-    return id >= 0 && id < t->n_pieces;
 }
 
 static monet_result monet__tok_check(const monet_tokenizer *t, monet_error *err)
@@ -1483,13 +1475,11 @@ static monet_result monet__tok_check(const monet_tokenizer *t, monet_error *err)
     const int32_t ids[3] = {t->unk_id, t->bos_id, t->eos_id};
     uint64_t total = 0;
     int32_t i;
-    if (t->n_pieces < 1 || t->n_pieces > MONET__TOK_MAX_COUNT) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d pieces, need 1 to %d",
-                           t->n_pieces, MONET__TOK_MAX_COUNT);
-    }
-    if (t->n_merges < 0 || t->n_merges > MONET__TOK_MAX_COUNT) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d merges, need 0 to %d",
-                           t->n_merges, MONET__TOK_MAX_COUNT);
+    if (t->n_pieces < 1 || t->n_pieces > MONET__TOK_MAX_COUNT || t->n_merges < 0 ||
+        t->n_merges > MONET__TOK_MAX_COUNT) {
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "tokenizer: %d pieces and %d merges, need at least 1 and 0, at most %d",
+                           t->n_pieces, t->n_merges, MONET__TOK_MAX_COUNT);
     }
     if (t->prefix_space < 0 || t->prefix_space > 2) {
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: prefix space mode %d, need 0 to 2",
@@ -1512,29 +1502,31 @@ static monet_result monet__tok_check(const monet_tokenizer *t, monet_error *err)
     /* Pieces that share bytes could ask for far more memory than the file has. */
     if (total > t->blob_size || total > MONET__TOK_MAX_TEXT) {
         return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: pieces of %U bytes together, room for %U",
-                           total, (uint64_t)t->blob_size);
+                           "tokenizer: pieces of %U bytes together, room for %U", total,
+                           (uint64_t)t->blob_size);
     }
     return MONET_OK;
 }
 
-/* Checks the pieces and says how many bytes (aligned to 4) the indexes take. Call before build. */
+/* Checks the pieces and says how many bytes, aligned to 4, monet__tok_build needs. */
 static monet_result monet__tok_index_size(monet_tokenizer *t, size_t *size, monet_error *err)
 {
     monet_result result = monet__tok_check(t, err);
-    uint64_t n_slots = 0, bytes = 0;
-    int32_t i;
+    uint64_t n_pairs = (uint64_t)t->n_merges, bytes = 0, i;
+    int32_t id;
+    *size = 0;
     if (result != MONET_OK) return result;
-    for (i = 0; i < t->n_pieces; i++) {
-        const monet__piece piece = monet__tok_piece(t, i);
-        n_slots += monet__tok_slots_of(t, &piece);
-        bytes += piece.size;
+    for (id = 0; id < t->n_pieces; id++) {
+        const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
+        bytes += p->size;
+        for (i = 1; i < p->size && p->type == MONET_PIECE_NORMAL && t->n_merges == 0; i++) {
+            n_pairs += ((uint8_t)t->blob[p->offset + i] & 0xC0) != 0x80; /* all splits */
+        }
     }
-    n_slots += (uint64_t)t->n_merges;
-    n_slots += n_slots / 2; /* below 2^32: text 2^30, pieces and merges 2^24 */
-    t->n_slots = (uint32_t)n_slots;
+    n_pairs += n_pairs / 2; /* below 2^32: there are at most 2^30 bytes of pieces, 2^24 merges */
+    t->n_pairs = (uint32_t)n_pairs;
     t->n_names = 2 * (uint32_t)t->n_pieces;
-    bytes += (n_slots + MONET__TOK_PROBES) * sizeof(monet__tok_slot) +
+    bytes += (n_pairs + MONET__TOK_PROBES) * sizeof(monet__tok_pair) +
              ((uint64_t)t->n_names + MONET__TOK_PROBES) * sizeof(monet__tok_name) +
              ((uint64_t)t->n_pieces + 1) * sizeof(uint32_t) + (uint64_t)t->n_pieces;
     *size = (size_t)bytes;
@@ -1542,211 +1534,109 @@ static monet_result monet__tok_index_size(monet_tokenizer *t, size_t *size, mone
     return monet__fail(err, MONET_ERROR_MEMORY, "tokenizer: the indexes need %U bytes", bytes);
 }
 
-/* ---- tokenizer: building the indexes ---- */
+/* ---- tokenizer: building the indexes --------------------------------------------------------- */
 
-/* The byte that "<0x41>" stands for, -1 for another form. */
-static int monet__tok_byte_value(const char *s, size_t n)
-{
-    int value = 0;
-    size_t i;
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    for (i = 3; i < 5; i++) {
-        int c = s[i], digit = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                            : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
-    }
-    return value;
-}
-
-/* Enters piece `id` as the byte it stands for, and returns this byte in *out. */
-static monet_result monet__tok_add_byte(monet_tokenizer *t, int32_t id, char *out,
-                                        monet_error *err)
-{
-    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
-    int value = monet__tok_byte_value(t->blob + p->offset, p->size);
-    if (value < 0) return monet__tok_fail(t, id, "not of the form <0x41>: bytes", p->size, 6, err);
-    if (t->byte_ids[value] >= 0) {
-        return monet__tok_fail(t, id, "a byte that is there already as piece",
-                               t->byte_ids[value], -1, err);
-    }
-    t->byte_ids[value] = id;
-    *out = (char)(uint8_t)value;
-    return MONET_OK;
-}
-
-/* Names, decoded text, usable marks and byte ids of all pieces. */
+/* Names, plain bytes and marks of all pieces. */
 static monet_result monet__tok_add_names(monet_tokenizer *t, monet_error *err)
 {
-    char plain[MONET__TOK_MAX_PIECE];
     int32_t id;
     t->text_at[0] = 0;
     for (id = 0; id < t->n_pieces; id++) {
         const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
         const char *bytes = t->blob + p->offset;
+        char *plain = t->text + t->text_at[id];
         size_t size = monet__tok_plain(plain, bytes, p->size);
         uint64_t mixed = monet__tok_mix(monet__tok_hash(plain, size));
         monet__tok_name *name = monet__tok_name_at(t, mixed, bytes, p->size);
-        if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, 1, err);
-        if (name->id >= 0) return monet__tok_fail(t, id, "same bytes as piece", name->id, -1, err);
+        uint8_t mark = p->type == MONET_PIECE_USER ? MONET__TOK_USER
+                     : p->type == MONET_PIECE_CONTROL ? MONET__TOK_CONTROL : 0;
+        if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
+        if (name->id >= 0) {
+            return monet__tok_fail(t, id, "the same bytes as piece", name->id, "others", err);
+        }
         name->id = id;
         name->tag = (uint32_t)mixed;
-        if (p->type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p->size)) {
-            t->marks[id] = MONET__TOK_USABLE; /* a true space is never seen by the merges */
-        } else if (p->type == MONET_PIECE_CONTROL || p->type == MONET_PIECE_UNKNOWN) {
-            size = 0;
-        } else if (p->type == MONET_PIECE_BYTE) {
-            monet_result result = monet__tok_add_byte(t, id, plain, err);
-            if (result != MONET_OK) return result;
-            size = 1;
-        }
-        memcpy(t->text + t->text_at[id], plain, size);
         t->text_at[id + 1] = t->text_at[id] + (uint32_t)size;
-    }
-    for (id = 0; id < 256; id++) {
-        if (t->byte_ids[id] >= 0) continue;
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: no piece for byte %d of 0 to 255",
-                           id);
-    }
-    return MONET_OK;
-}
-
-static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
-{
-    *size = t->text_at[id + 1] - t->text_at[id];
-    return t->text + t->text_at[id];
-}
-
-/* The symbol of a character; made now if it has none. -1: too many probes. */
-static int32_t monet__tok_add_char(monet_tokenizer *t, uint32_t code, monet_error *err)
-{
-    monet__tok_slot *slot = monet__tok_add(t, MONET__TOK_CHARS, code, err);
-    if (!slot) return -1;
-    if (slot->value < 0) slot->value = t->n_symbols++;
-    return slot->value;
-}
-
-/* Symbols of the characters that are pieces, then of those that pieces start or end with. */
-static monet_result monet__tok_add_chars(monet_tokenizer *t, monet_error *err)
-{
-    int32_t id, pass;
-    for (pass = 0; pass < 2; pass++) {
-        for (id = 0; id < t->n_pieces; id++) {
-            uint32_t code;
-            size_t n, last;
-            const char *s = monet__tok_text(t, id, &n);
-            bool single;
-            if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
-            single = monet__tok_char(s, n, &code) == n;
-            if (pass == 0 && single) {
-                monet__tok_slot *slot = monet__tok_add(t, MONET__TOK_CHARS, code, err);
-                if (!slot) return MONET_ERROR_FORMAT;
-                slot->value = id;
-            } else if (pass == 1 && !single && t->n_merges == 0) {
-                if (monet__tok_add_char(t, code, err) < 0) return MONET_ERROR_FORMAT;
-                for (last = n - 1; ((uint8_t)s[last] & 0xC0) == 0x80;) last--;
-                (void)monet__tok_char(s + last, n - last, &code);
-                if (monet__tok_add_char(t, code, err) < 0) return MONET_ERROR_FORMAT;
-            }
+        t->marks[id] = mark;
+        if (mark) {
+            t->any_special |= mark;
+            t->sizes[size] |= mark;
+            t->starts[(uint8_t)plain[0]] |= mark;
+            if (plain[0] == ' ') t->starts[0xE2] |= mark;
+            if (size > t->max_special) t->max_special = size;
+        } else if (p->type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p->size)) {
+            t->marks[id] = MONET__TOK_USABLE; /* text reads as U+2581, never as a true space */
         }
     }
     return MONET_OK;
 }
 
-/* The byte tree: slot (TREE + node, byte) leads to node `value`; `priority` is the piece ending there. */
-static monet_result monet__tok_add_special(monet_tokenizer *t, int32_t id, monet_error *err)
+/* Finds "<0x00>" to "<0xFF>", which shall be all byte pieces. Their text becomes the byte. */
+static monet_result monet__tok_add_bytes(monet_tokenizer *t, monet_error *err)
 {
-    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
-    uint8_t kind = p->type == MONET_PIECE_USER ? 1 : 2;
-    char plain[MONET__TOK_MAX_PIECE];
-    size_t i, size = monet__tok_plain(plain, t->blob + p->offset, p->size);
-    monet__tok_slot *slot = NULL;
-    uint32_t node = 0;
-    for (i = 0; i < size; i++) {
-        slot = monet__tok_add(t, MONET__TOK_TREE + node, (uint8_t)plain[i], err);
-        if (!slot) return MONET_ERROR_FORMAT;
-        if (slot->value < 0) slot->value = (int32_t)++t->n_nodes;
-        node = (uint32_t)slot->value;
-    }
-    if (slot && slot->priority == MONET__TOK_NONE) slot->priority = (uint32_t)id;
-    t->starts[(uint8_t)plain[0]] |= kind;
-    if (plain[0] == ' ') t->starts[0xE2] |= kind;
-    return MONET_OK;
-}
-
-static void monet__tok_add_join(monet_tokenizer *t, int x, int y)
-{
-    t->joins[x * 32 + y / 8] = (uint8_t)(t->joins[x * 32 + y / 8] | 1 << y % 8);
-}
-
-/* Which bytes stand side by side in pieces; a space may look like E2 96 81 in the text. */
-static void monet__tok_add_joins(monet_tokenizer *t)
-{
-    int32_t id;
-    size_t i, n;
-    int x, y;
-    for (id = 0; id < t->n_pieces; id++) {
-        const char *s = monet__tok_text(t, id, &n);
-        for (i = 1; i < n && (t->marks[id] & MONET__TOK_USABLE); i++) {
-            x = (uint8_t)s[i - 1];
-            y = (uint8_t)s[i];
-            monet__tok_add_join(t, x, y);
-            if (x == ' ') monet__tok_add_join(t, 0x81, y);
-            if (y == ' ') monet__tok_add_join(t, x, 0xE2);
-            if (x == ' ' && y == ' ') monet__tok_add_join(t, 0x81, 0xE2);
+    char bytes[7] = "<0x00>";
+    int32_t id, value, n = 0;
+    for (id = 0; id < t->n_pieces; id++) n += monet__tok_piece(t, id).type == MONET_PIECE_BYTE;
+    for (value = 0; value < 256; value++) {
+        const monet__tok_name *name;
+        bytes[3] = monet__tok_hex[value >> 4];
+        bytes[4] = monet__tok_hex[value & 15];
+        name = monet__tok_name_at(t, monet__tok_mix(monet__tok_hash(bytes, 6)), bytes, 6);
+        id = name ? name->id : -1;
+        if (id < 0 || monet__tok_piece(t, id).type != MONET_PIECE_BYTE) {
+            return monet__fail(err, MONET_ERROR_FORMAT,
+                               "tokenizer: \"%s\" is piece %d of type %d, need one of type %d",
+                               bytes, id, id < 0 ? -1 : (int)monet__tok_piece(t, id).type,
+                               MONET_PIECE_BYTE);
         }
+        t->byte_ids[value] = id;
+        t->text[t->text_at[id]] = (char)(uint8_t)value;
     }
-    for (x = 0; x < 256; x++) { /* and no cut inside of a character */
-        for (y = 0x80; y < 0xC0; y++) monet__tok_add_join(t, x, y);
-    }
+    if (n == 256) return MONET_OK;
+    return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d byte pieces, need 256", n);
 }
 
 static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_t right,
                                         int32_t result, uint32_t priority, monet_error *err)
 {
-    monet__tok_slot *slot = monet__tok_add(t, (uint32_t)left, (uint32_t)right, err);
-    if (!slot) return MONET_ERROR_FORMAT;
-    if (slot->value >= 0) {
+    monet__tok_pair *pair = t->pairs + monet__tok_pair_home(t, left, right), *end;
+    for (end = pair + MONET__TOK_PROBES - 1; pair < end && pair->result >= 0; pair++) {
+        if (pair->left != left || pair->right != right) continue;
         return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: merge %U joins the same pieces as merge %U",
-                           (uint64_t)priority, (uint64_t)slot->priority);
+                           "tokenizer: merge %U is of the same pieces %d and %d as merge %U",
+                           (uint64_t)priority, left, right, (uint64_t)pair->priority);
     }
-    slot->value = result;
-    slot->priority = priority;
+    if (pair == end) return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
+    pair->left = left;
+    pair->right = right;
+    pair->result = result;
+    pair->priority = priority;
     t->marks[result] |= MONET__TOK_FORMED;
     return MONET_OK;
 }
 
-/* Without merges: every split of a piece into two symbols is one, its priority the piece's score. */
+/* Without merges each split of a piece into two pieces is one, with the score as priority. */
 static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_error *err)
 {
-    uint32_t bits = monet__bits(monet__tok_piece(t, id).score + 0.0f), code; /* -0 becomes 0 */
+    uint32_t bits = monet__bits(monet__tok_piece(t, id).score + 0.0f); /* -0 becomes 0 */
     uint32_t priority = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; /* the higher score, the lower */
-    size_t n, i, first, start;
+    size_t n, i;
     const char *s = monet__tok_text(t, id, &n);
-    uint64_t whole = monet__tok_hash(s, n), left_hash = 0, power = 1;
-    int32_t left = -1, right;
-    first = monet__tok_char(s, n, &code);
-    if (first < n) left = monet__tok_symbol(t, code);
+    uint64_t whole = monet__tok_hash(s, n), hash = 0, power = 1;
+    monet_result result = MONET_OK;
     for (i = 0; i < n; i++) power *= MONET__TOK_BASE;
-    for (i = 0, start = first; start < n; start += monet__tok_char(s + start, n - start, &code)) {
-        for (; i < start; i++) { /* now left_hash is of s[0..i), power is BASE^(n - i) */
-            left_hash = monet__tok_step(left_hash, s[i]);
-            power *= MONET__TOK_UNBASE;
-        }
-        if (start > first) left = monet__tok_usable(t, left_hash, s, start);
+    for (i = 1; i < n && result == MONET_OK; i++) {
+        int32_t left, right;
+        hash = monet__tok_step(hash, s[i - 1]); /* of s[0..i); power is BASE^(n - i) */
+        power *= MONET__TOK_UNBASE;
+        if (((uint8_t)s[i] & 0xC0) == 0x80) continue;
+        left = monet__tok_lookup(t, hash, s, i, MONET__TOK_USABLE);
         if (left < 0) continue;
-        if (start + monet__tok_char(s + start, n - start, &code) == n) {
-            right = monet__tok_symbol(t, code);
-        } else {
-            right = monet__tok_usable(t, whole - left_hash * power, s + start, n - start);
-        }
-        if (right >= 0) {
-            monet_result result = monet__tok_add_pair(t, left, right, id, priority, err);
-            if (result != MONET_OK) return result;
-        }
+        right = monet__tok_lookup(t, whole - hash * power, s + i, n - i, MONET__TOK_USABLE);
+        if (right < 0) continue;
+        result = monet__tok_add_pair(t, left, right, id, priority, err);
     }
-    return MONET_OK;
+    return result;
 }
 
 static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet_error *err)
@@ -1764,26 +1654,57 @@ static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet
     p = monet__tok_piece(t, m->result);
     if (p.size != l.size + r.size || memcmp(t->blob + p.offset, t->blob + l.offset, l.size) ||
         memcmp(t->blob + p.offset + l.size, t->blob + r.offset, r.size)) {
-        char shown[64];
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: merge %d of pieces %d and %d gives other bytes than %d \"%s\"",
-                           rank, m->left, m->right, m->result,
-                           monet__tok_show(shown, t, m->result));
+        return monet__tok_fail(t, m->result, "other bytes than in the parts of merge", rank,
+                               "the same", err);
     }
     t->marks[m->result] |= MONET__TOK_FORMED;
     if (!(t->marks[m->left] & t->marks[m->right] & t->marks[m->result] & MONET__TOK_USABLE)) {
-        return MONET_OK; /* text never yields one of them */
+        return MONET_OK; /* text never yields one of the three */
     }
     return monet__tok_add_pair(t, m->left, m->right, m->result, (uint32_t)rank, err);
 }
 
-/* ---- tokenizer: words ---- */
+static void monet__tok_add_join(monet_tokenizer *t, int32_t x, int32_t y)
+{
+    t->joins[x * 32 + y / 8] = (uint8_t)(t->joins[x * 32 + y / 8] | 1 << y % 8);
+}
+
+/* Which bytes stand side by side in pieces. No cut inside of a character, nor beside something like
+   U+2581, which is E2 96 81 in the text but a space in the plain bytes. */
+static void monet__tok_add_joins(monet_tokenizer *t)
+{
+    int32_t id, x, y;
+    size_t i, n;
+    for (id = 0; id < t->n_pieces; id++) {
+        const char *s = monet__tok_text(t, id, &n);
+        if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
+        for (i = 1; i < n; i++) monet__tok_add_join(t, (uint8_t)s[i - 1], (uint8_t)s[i]);
+    }
+    for (x = 0; x < 256; x++) {
+        for (y = 0x80; y < 0xC0; y++) monet__tok_add_join(t, x, y);
+        monet__tok_add_join(t, x, 0xE2);
+        monet__tok_add_join(t, 0x81, x);
+    }
+}
+
+/* ---- tokenizer: words ------------------------------------------------------------------------ */
+
+/* A word is a list: node i is the symbol that starts at its byte i (one later after a prefix). */
+typedef struct monet__tok_node {
+    int32_t prev, next, symbol; /* -1 = none */
+    int32_t result;             /* this symbol joined with the next one, */
+    uint32_t priority;          /* ... and how soon */
+} monet__tok_node;
 
 typedef struct monet__tok_out {
     const monet_tokenizer *t;
     int32_t *tokens;
     size_t capacity, count;     /* count goes on beyond the capacity */
-    void *scratch;              /* for the longest word, if that is over MONET__TOK_SHORT bytes */
+    const char *end;            /* of the text */
+    monet__tok_node *nodes;     /* scratch memory, taken for the first long word ... */
+    uint64_t *heap;
+    size_t scratch_size;        /* ... and enough for the longest */
+    monet_result result;
 } monet__tok_out;
 
 static inline void monet__tok_push(monet__tok_out *out, int32_t token)
@@ -1796,198 +1717,116 @@ static inline void monet__tok_push(monet__tok_out *out, int32_t token)
 static inline void monet__tok_emit(monet__tok_out *out, int32_t symbol, const char *s, size_t n)
 {
     size_t i;
-    if (symbol >= 0 && symbol < out->t->n_pieces) {
+    if (symbol >= 0) {
         monet__tok_push(out, symbol);
     } else if (n == 0) {
-        monet__tok_push(out, out->t->byte_ids[' ']);
+        monet__tok_push(out, out->t->byte_ids[0x20]);
     } else {
         for (i = 0; i < n; i++) monet__tok_push(out, out->t->byte_ids[(uint8_t)s[i]]);
     }
 }
 
-/* The symbol of the character at s, and its size. */
-static inline int32_t monet__tok_read(const monet_tokenizer *t, const char *s, size_t n,
-                                      size_t *size)
+static inline void monet__tok_rate(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
 {
-    uint32_t code = (uint8_t)s[0];
-    *size = 1;
-    if (code < 0x80) return t->ascii[code];
-    *size = monet__tok_char(s, n, &code);
-    return monet__tok_symbol(t, code);
+    int32_t a = nodes[i].symbol, b = nodes[i].next < 0 ? -1 : nodes[nodes[i].next].symbol;
+    const monet__tok_pair *pair = monet__tok_find(t, a, b);
+    nodes[i].priority = pair ? pair->priority : MONET__TOK_NONE;
+    nodes[i].result = pair ? pair->result : -1;
 }
 
-typedef struct monet__tok_part {
-    int32_t symbol, result;     /* result and priority of this symbol joined with the next one */
-    uint32_t priority;
-    uint32_t start;             /* where it starts in the word */
-} monet__tok_part;
-
-static inline void monet__tok_rate(const monet_tokenizer *t, monet__tok_part *p)
+/* Joins node i with the next one. Only i and the node before it have new priorities. */
+static inline void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
 {
-    const monet__tok_slot *slot = monet__tok_pair(t, p[0].symbol, p[1].symbol);
-    p->priority = slot ? slot->priority : MONET__TOK_NONE;
-    p->result = slot ? slot->value : -1;
+    int32_t gone = nodes[i].next, next = nodes[gone].next;
+    nodes[i].symbol = nodes[i].result;
+    nodes[i].next = next;
+    nodes[gone].priority = MONET__TOK_NONE;
+    if (next >= 0) nodes[next].prev = i;
+    monet__tok_rate(t, nodes, i);
+    if (nodes[i].prev >= 0) monet__tok_rate(t, nodes, nodes[i].prev);
 }
 
-static void monet__tok_short_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
+static void monet__tok_merge_short(const monet_tokenizer *t, monet__tok_node *nodes, size_t n)
 {
-    const monet_tokenizer *t = out->t;
-    monet__tok_part parts[MONET__TOK_SHORT + 2], *p, *end = parts, *best;
-    size_t i, size;
-    if (prefix) {
-        end->symbol = t->ascii[' '];
-        end++->start = 0;
-    }
-    for (i = 0; i < n; i += size, end++) {
-        end->symbol = monet__tok_read(t, s + i, n - i, &size);
-        end->start = (uint32_t)i;
-    }
-    end->symbol = -1; /* the last one has no right neighbour */
-    end->start = (uint32_t)n;
-    for (p = parts; p < end; p++) monet__tok_rate(t, p);
     for (;;) {
-        for (best = p = parts; p < end; p++) {
-            if (p->priority < best->priority) best = p;
+        uint32_t least = nodes[0].priority;
+        size_t i, best = 0;
+        for (i = 1; i < n; i++) {
+            bool better = nodes[i].priority < least;
+            best = better ? i : best;
+            least = better ? nodes[i].priority : least;
         }
-        if (best->priority == MONET__TOK_NONE) break;
-        best->symbol = best->result;
-        for (p = best + 1; p < end; p++) p[0] = p[1];
-        end--;
-        monet__tok_rate(t, best);
-        if (best > parts) monet__tok_rate(t, best - 1);
-    }
-    for (p = parts; p < end; p++) {
-        monet__tok_emit(out, p->symbol, s + p->start, p[1].start - p->start);
+        if (least == MONET__TOK_NONE) return;
+        monet__tok_join(t, nodes, (int32_t)best);
     }
 }
 
-/* A long word is a list: node i is the symbol that starts at byte i (one later after a prefix). */
-typedef struct monet__tok_node {
-    int32_t symbol, prev, next; /* -1 = none */
-    uint32_t priority;          /* of this symbol joined with the next one */
-} monet__tok_node;
-
-static void monet__tok_rate_node(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
-{
-    const monet__tok_slot *slot = nodes[i].next < 0 ? NULL :
-        monet__tok_pair(t, nodes[i].symbol, nodes[nodes[i].next].symbol);
-    nodes[i].priority = slot ? slot->priority : MONET__TOK_NONE;
-}
-
-/* Joins node i with the next one; the caller looks at the new priorities of i and prev. */
-static void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
-{
-    int32_t next = nodes[i].next;
-    nodes[i].symbol = monet__tok_pair(t, nodes[i].symbol, nodes[next].symbol)->value;
-    nodes[i].next = nodes[next].next;
-    nodes[next].priority = MONET__TOK_NONE;
-    if (nodes[i].next >= 0) nodes[nodes[i].next].prev = i;
-    monet__tok_rate_node(t, nodes, i);
-    if (nodes[i].prev >= 0) monet__tok_rate_node(t, nodes, nodes[i].prev);
-}
-
-/* Does the merges of the best priority from left to right, up to the first new pair that must go
-   before the next of them. Returns their number, and in *left how many nodes there were. */
-static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes, int32_t *left)
+/* Does the merges of the best priority from left to right, and at once those of new pairs that are
+   as good or better: these can only be at the place of the last merge or just before it. Returns
+   the number of merges, and in *length how many nodes there were. */
+static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes,
+                                int32_t *length)
 {
     uint32_t best = MONET__TOK_NONE;
     int32_t i, merged = 0;
-    *left = 0;
-    for (i = 0; i >= 0; i = nodes[i].next, ++*left) {
+    *length = 0;
+    for (i = 0; i >= 0; i = nodes[i].next, ++*length) {
         if (nodes[i].priority < best) best = nodes[i].priority;
     }
     for (i = best == MONET__TOK_NONE ? -1 : 0; i >= 0;) {
-        if (nodes[i].priority != best) {
+        int32_t p = nodes[i].prev, j = p >= 0 && nodes[p].priority <= nodes[i].priority ? p : i;
+        if (nodes[j].priority > best) {
             i = nodes[i].next;
-            continue;
+        } else {
+            monet__tok_join(t, nodes, j);
+            merged++;
+            i = j;
         }
-        monet__tok_join(t, nodes, i);
-        merged++;
-        if (nodes[i].priority < best) break;
-        if (nodes[i].prev >= 0 && nodes[nodes[i].prev].priority <= best) break;
     }
     return merged;
 }
 
-/* Binary heap, smallest key first; a key is priority << 32 | node. */
-static void monet__tok_heap_push(uint64_t *heap, size_t n, uint64_t key)
+/* Puts `key` (priority << 32 | node) at place i or below it. */
+static void monet__tok_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
 {
-    for (; n > 0 && heap[(n - 1) / 2] > key; n = (n - 1) / 2) heap[n] = heap[(n - 1) / 2];
-    heap[n] = key;
-}
-
-static void monet__tok_heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
-{
-    for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= n) break;
-        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+    size_t child;
+    for (; (child = 2 * i + 1) < n; i = child) {
+        child += child + 1 < n && heap[child + 1] < heap[child];
         if (heap[child] >= key) break;
         heap[i] = heap[child];
-        i = child;
     }
     heap[i] = key;
 }
 
-/* Keys of pairs that are gone stay in the heap and are skipped: their node has another priority.
-   At most one key a node at first, and two more for each merge less the one it used: 2n in all. */
-static void monet__tok_heap_merges(const monet_tokenizer *t, monet__tok_node *nodes,
-                                   uint64_t *heap)
+/* Keys of pairs that are gone stay in the heap; their node has another priority now. At most one
+   key a node at first, and for each merge two more less the one it used: never over 2n. */
+static void monet__tok_merge_heap(const monet_tokenizer *t, monet__tok_node *nodes,
+                                  uint64_t *heap)
 {
-    size_t n = 0, k;
-    int32_t i, side[2];
+    size_t n = 0, k, j;
+    int32_t i;
     for (i = 0; i >= 0; i = nodes[i].next) {
-        uint64_t priority = nodes[i].priority;
-        if (priority != MONET__TOK_NONE) heap[n++] = priority << 32 | (uint32_t)i;
+        if (nodes[i].priority != MONET__TOK_NONE) {
+            heap[n++] = (uint64_t)nodes[i].priority << 32 | (uint32_t)i;
+        }
     }
-    for (k = n / 2; k-- > 0;) monet__tok_heap_sink(heap, n, k, heap[k]);
+    for (k = n / 2; k-- > 0;) monet__tok_sink(heap, n, k, heap[k]);
     while (n > 0) {
         uint64_t key = heap[0];
         n--;
-        monet__tok_heap_sink(heap, n, 0, heap[n]);
+        monet__tok_sink(heap, n, 0, heap[n]);
         i = (int32_t)(uint32_t)key;
         if (nodes[i].priority != key >> 32) continue;
         monet__tok_join(t, nodes, i);
-        side[0] = i;
-        side[1] = nodes[i].prev;
-        for (k = 0; k < 2; k++) {
-            uint64_t priority = side[k] < 0 ? MONET__TOK_NONE : nodes[side[k]].priority;
-            if (priority == MONET__TOK_NONE) continue;
-            monet__tok_heap_push(heap, n++, priority << 32 | (uint32_t)side[k]);
+        for (k = 0; k < 2 && i >= 0; k++, i = nodes[i].prev) {
+            if (nodes[i].priority == MONET__TOK_NONE) continue;
+            key = (uint64_t)nodes[i].priority << 32 | (uint32_t)i;
+            for (j = n++; j > 0 && heap[(j - 1) / 2] > key; j = (j - 1) / 2) {
+                heap[j] = heap[(j - 1) / 2];
+            }
+            heap[j] = key;
         }
     }
-}
-
-static void monet__tok_long_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
-{
-    const monet_tokenizer *t = out->t;
-    const size_t shift = prefix;
-    uint64_t *heap = (uint64_t *)out->scratch;
-    monet__tok_node *nodes = (monet__tok_node *)(void *)(heap + 2 * (n + shift));
-    int32_t i, next, last = -1, left, merged;
-    size_t at, size, end;
-    for (at = 0; at < n + shift; at += size) {
-        size = 1;
-        nodes[at].symbol = at < shift ? t->ascii[' ']
-                         : monet__tok_read(t, s + at - shift, n + shift - at, &size);
-        nodes[at].prev = last;
-        nodes[at].next = -1;
-        if (last >= 0) nodes[last].next = (int32_t)at;
-        last = (int32_t)at;
-    }
-    for (i = 0; i >= 0; i = nodes[i].next) monet__tok_rate_node(t, nodes, i);
-    do merged = monet__tok_sweep(t, nodes, &left); while (merged > left / 16);
-    monet__tok_heap_merges(t, nodes, heap);
-    for (i = 0; i >= 0; i = next) {
-        next = nodes[i].next;
-        at = i ? (size_t)i - shift : 0;
-        end = next < 0 ? n : (size_t)next - shift;
-        monet__tok_emit(out, nodes[i].symbol, s + at, end - at);
-    }
-}
-
-static size_t monet__tok_scratch_size(size_t word) { /* with its prefix; see monet__tok_long_word */
-    return (word + 1) * (2 * sizeof(uint64_t) + sizeof(monet__tok_node));
 }
 
 static inline bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
@@ -1995,15 +1834,63 @@ static inline bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
     return t->joins[(uint8_t)x * 32 + (uint8_t)y / 8] >> ((uint8_t)y & 7) & 1;
 }
 
-static size_t monet__tok_longest_word(const monet_tokenizer *t, const char *s, size_t n)
+/* Memory for the longest of the words from s on. */
+static bool monet__tok_scratch(monet__tok_out *out, const char *s)
 {
-    size_t i, start = 0, longest = 0;
-    for (i = 1; i <= n; i++) {
-        if (i < n && monet__tok_joined(t, s[i - 1], s[i])) continue;
-        if (i - start > longest) longest = i - start;
-        start = i;
+    const char *start = s;
+    size_t n = 0;
+    for (s++; s <= out->end; s++) {
+        if (s < out->end && monet__tok_joined(out->t, s[-1], s[0])) continue;
+        if ((size_t)(s - start) > n) n = (size_t)(s - start);
+        start = s;
     }
-    return longest;
+    n++; /* the prefix */
+    out->scratch_size = n * (2 * sizeof(uint64_t) + sizeof(monet__tok_node));
+    if (n <= MONET__TOK_MAX_TEXT && n <= SIZE_MAX / 64) {
+        out->heap = (uint64_t *)monet__alloc(&out->t->host, out->scratch_size);
+    }
+    if (out->heap) out->nodes = (monet__tok_node *)(void *)(out->heap + 2 * n);
+    else out->result = MONET_ERROR_MEMORY;
+    return out->heap != NULL;
+}
+
+static void monet__tok_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
+{
+    const monet_tokenizer *t = out->t;
+    const size_t shift = prefix, length = n + shift;
+    const bool is_long = n > MONET__TOK_SHORT;
+    monet__tok_node local[MONET__TOK_SHORT + 1], *nodes = is_long ? out->nodes : local;
+    int32_t i, last = -1, next, merged, left;
+    int64_t budget = 8 * (int64_t)length;
+    size_t at, size, from, to;
+    for (at = 0; at < length; at += size) {
+        const char *c = s + at - shift;
+        uint32_t code = at < shift ? 0x20u : (uint8_t)*c;
+        size = code < 0x80 ? 1 : monet__tok_char(c, length - at, &code);
+        nodes[at].symbol = code < 0x80 ? t->ascii[code]
+            : monet__tok_lookup(t, monet__tok_hash(c, size), c, size, MONET__TOK_USABLE);
+        nodes[at].prev = last;
+        if (last >= 0) nodes[last].next = (int32_t)at;
+        last = (int32_t)at;
+        for (from = at + 1; from < at + size; from++) nodes[from].priority = MONET__TOK_NONE;
+    }
+    nodes[last].next = -1;
+    for (i = 0; i >= 0; i = nodes[i].next) monet__tok_rate(t, nodes, i);
+    if (is_long) {
+        do { /* some sweeps in vain are in the budget: the prefix or one odd end must not decide */
+            merged = monet__tok_sweep(t, nodes, &left);
+            if (merged <= left / 16) budget -= left;
+        } while (merged > 0 && budget > 0);
+        monet__tok_merge_heap(t, nodes, out->heap);
+    } else {
+        monet__tok_merge_short(t, nodes, length);
+    }
+    for (i = 0; i >= 0; i = next) {
+        next = nodes[i].next;
+        from = i ? (size_t)i - shift : 0;
+        to = next < 0 ? n : (size_t)next - shift;
+        monet__tok_emit(out, nodes[i].symbol, s + from, to - from);
+    }
 }
 
 /* Text without special pieces. The prefix space goes to the first word. */
@@ -2011,82 +1898,83 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 {
     const monet_tokenizer *t = out->t;
     size_t i = 0;
-    if (n == 0 && prefix) monet__tok_emit(out, t->ascii[' '], s, 0);
+    if (n == 0 && prefix) monet__tok_word(out, s, 0, true);
     while (i < n) {
-        size_t start = i;
+        size_t start = i, size;
         uint64_t hash = 0;
-        int32_t id;
+        int32_t id = -1;
         do {
             hash = monet__tok_step(hash, s[i++]);
         } while (i < n && monet__tok_joined(t, s[i - 1], s[i]));
-        id = prefix ? -1 : monet__tok_usable(t, hash, s + start, i - start);
-        if (id >= 0 && (t->marks[id] & MONET__TOK_WHOLE)) {
+        size = i - start;
+        if (!prefix) id = monet__tok_lookup(t, hash, s + start, size, MONET__TOK_WHOLE);
+        if (id >= 0) {
             monet__tok_push(out, id);
-        } else if (i - start <= MONET__TOK_SHORT) {
-            monet__tok_short_word(out, s + start, i - start, prefix);
+        } else if (size <= MONET__TOK_SHORT || out->heap || monet__tok_scratch(out, s + start)) {
+            monet__tok_word(out, s + start, size, prefix);
         } else {
-            monet__tok_long_word(out, s + start, i - start, prefix);
+            return;
         }
         prefix = false;
     }
 }
 
-/* ---- tokenizer: build ---- */
+/* ---- tokenizer: build ------------------------------------------------------------------------ */
 
-/* The last steps: each piece must be the result of some merge; which ones are what their own text
-   merges to? (Rarely not: the pieces on the way may go elsewhere first.) */
+/* Each piece must be the result of a merge. Which ones are what their own text merges to? (Rarely
+   not, when the pieces on the way go elsewhere first.) */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
 {
+    monet__tok_out out;
     int32_t id, token;
     uint32_t code;
-    for (code = 0; code < 128; code++) t->ascii[code] = monet__tok_symbol(t, code);
+    char c;
+    memset(&out, 0, sizeof out);
+    out.t = t;
+    out.tokens = &token;
+    out.capacity = 1;
+    for (id = 0; id < 128; id++) {
+        c = (char)id;
+        t->ascii[id] = monet__tok_lookup(t, monet__tok_hash(&c, 1), &c, 1, MONET__TOK_USABLE);
+    }
     monet__tok_add_joins(t);
     for (id = 0; id < t->n_pieces; id++) {
         size_t n;
         const char *s = monet__tok_text(t, id, &n);
-        monet__tok_out out;
         if (monet__tok_piece(t, id).type != MONET_PIECE_NORMAL) continue;
         if (!(t->marks[id] & MONET__TOK_FORMED) && monet__tok_char(s, n, &code) != n) {
-            return monet__tok_fail(t, id, "merges that make it", 0, 1, err);
+            return monet__tok_fail(t, id, "merges that make it", 0, "at least 1", err);
         }
         if (!(t->marks[id] & MONET__TOK_USABLE) || n > MONET__TOK_SHORT) continue;
-        memset(&out, 0, sizeof out);
-        out.t = t;
-        out.tokens = &token;
-        out.capacity = 1;
-        monet__tok_short_word(&out, s, n, false);
+        if (s[0] != ' ' && n > 2) continue; /* not often a word of its own: saves half the time */
+        out.count = 0;
+        monet__tok_word(&out, s, n, false);
         if (out.count == 1 && token == id) t->marks[id] |= MONET__TOK_WHOLE;
     }
     return MONET_OK;
 }
 
-/* Checks what monet__tok_index_size has not, and makes the indexes in its many bytes of memory. */
+/* Checks the rest and makes the indexes, in memory of the size that monet__tok_index_size said. */
 static monet_result monet__tok_index(monet_tokenizer *t, void *memory, monet_error *err)
 {
     monet_result result;
     int32_t i;
-    t->slots = (monet__tok_slot *)memory;
-    t->names = (monet__tok_name *)(void *)(t->slots + t->n_slots + MONET__TOK_PROBES);
+    t->pairs = (monet__tok_pair *)memory;
+    t->names = (monet__tok_name *)(void *)(t->pairs + t->n_pairs + MONET__TOK_PROBES);
     t->text_at = (uint32_t *)(void *)(t->names + t->n_names + MONET__TOK_PROBES);
     t->marks = (uint8_t *)(t->text_at + t->n_pieces + 1);
     t->text = (char *)(t->marks + t->n_pieces);
-    memset(t->slots, 0xFF, (t->n_slots + (size_t)MONET__TOK_PROBES) * sizeof *t->slots);
+    memset(t->pairs, 0xFF, (t->n_pairs + (size_t)MONET__TOK_PROBES) * sizeof *t->pairs);
     memset(t->names, 0xFF, (t->n_names + (size_t)MONET__TOK_PROBES) * sizeof *t->names);
-    memset(t->marks, 0, (size_t)t->n_pieces);
     memset(t->joins, 0, sizeof t->joins);
     memset(t->starts, 0, sizeof t->starts);
-    memset(t->byte_ids, 0xFF, sizeof t->byte_ids);
-    t->n_nodes = 0;
-    t->n_symbols = t->n_pieces;
+    memset(t->sizes, 0, sizeof t->sizes);
+    t->any_special = 0;
+    t->max_special = 0;
     result = monet__tok_add_names(t, err);
-    if (result == MONET_OK) result = monet__tok_add_chars(t, err);
-    for (i = 0; i < t->n_pieces && result == MONET_OK; i++) {
-        const uint16_t type = monet__tok_piece(t, i).type;
-        if (type == MONET_PIECE_USER || type == MONET_PIECE_CONTROL) {
-            result = monet__tok_add_special(t, i, err);
-        } else if (t->n_merges == 0 && (t->marks[i] & MONET__TOK_USABLE)) {
-            result = monet__tok_add_splits(t, i, err);
-        }
+    if (result == MONET_OK) result = monet__tok_add_bytes(t, err);
+    for (i = 0; i < t->n_pieces && t->n_merges == 0 && result == MONET_OK; i++) {
+        if (t->marks[i] & MONET__TOK_USABLE) result = monet__tok_add_splits(t, i, err);
     }
     for (i = 0; i < t->n_merges && result == MONET_OK; i++) {
         result = monet__tok_add_merge(t, i, err);
@@ -2094,59 +1982,57 @@ static monet_result monet__tok_index(monet_tokenizer *t, void *memory, monet_err
     return result == MONET_OK ? monet__tok_finish(t, err) : result;
 }
 
-/* ---- tokenizer: encode and decode ---- */
+/* ---- tokenizer: encode and decode ------------------------------------------------------------ */
 
-/* The longest user-defined (and, if asked for, control) piece that starts here, -1 if none does.
-   With a prefix only a user-defined one that starts with this space. *size: its bytes of the text. */
+/* The longest piece with one of the marks that starts here; -1 if none does. After a prefix only
+   one that starts with this space. *size: how many bytes of the text it is. */
 static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
-                                  bool control, size_t *size)
+                                  unsigned marks, size_t *size)
 {
-    const monet__tok_slot *slot;
-    int32_t found = -1;
-    uint32_t node = 0;
-    size_t i = 0, step;
-    for (;;) {
-        if (i == n && !prefix) break;
-        step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
-        slot = monet__tok_find(t, MONET__TOK_TREE + node, step == 1 ? (uint8_t)s[i] : ' ');
-        if (!slot) break;
+    char plain[MONET__TOK_MAX_PIECE];
+    int32_t id, found = -1;
+    size_t i = 0, k = 0;
+    uint64_t hash = 0;
+    while (k < t->max_special && (prefix || i < n)) {
+        size_t step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
+        plain[k] = step == 1 ? s[i] : ' ';
+        hash = monet__tok_step(hash, plain[k++]);
         i += step;
         prefix = false;
-        node = (uint32_t)slot->value;
-        if (slot->priority != MONET__TOK_NONE &&
-            (control || monet__tok_piece(t, (int32_t)slot->priority).type == MONET_PIECE_USER)) {
-            found = (int32_t)slot->priority;
-            *size = i;
-        }
+        id = t->sizes[k] & marks ? monet__tok_lookup(t, hash, plain, k, marks) : -1;
+        if (id < 0) continue;
+        found = id;
+        *size = i;
     }
     return found;
 }
 
-/* Words between special pieces. After a control piece a text begins anew: with prefix_space
-   "always" it gets its own prefix, as tokenizer.json does and as turns encoded one by one would. */
+/* Words between special pieces. After a control piece a text begins anew: with prefix_space 1 it
+   has its own prefix, as tokenizer.json does it and as turns encoded one by one would have. */
 static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsigned flags)
 {
     const monet_tokenizer *t = out->t;
-    const bool control = (flags & MONET_PARSE_SPECIAL) != 0;
     const bool always = t->prefix_space == 1 && !(flags & MONET_NO_PREFIX);
-    const unsigned mask = control ? 3 : 1;
+    const unsigned marks = MONET__TOK_USER | (flags & MONET_PARSE_SPECIAL ? MONET__TOK_CONTROL : 0);
     bool prefix = always || (t->prefix_space == 2 && !(flags & MONET_NO_PREFIX) &&
                              s[0] != ' ' && !monet__tok_is_mark(s, n));
     size_t i = 0, from = 0, size = 0;
-    int32_t id = prefix && (t->starts[' '] & 1) ? monet__tok_special(t, s, n, true, false, &size) : -1;
+    int32_t id = prefix ? monet__tok_special(t, s, n, true, MONET__TOK_USER, &size) : -1;
     if (id >= 0) {
         monet__tok_push(out, id);
         prefix = false;
         i = from = size;
     }
-    while (i < n) {
-        if (!(t->starts[(uint8_t)s[i]] & mask) ||
-            (id = monet__tok_special(t, s + i, n - i, false, control, &size)) < 0) {
+    while (i < n && (t->any_special & marks)) {
+        id = t->starts[(uint8_t)s[i]] & marks
+           ? monet__tok_special(t, s + i, n - i, false, marks, &size) : -1;
+        if (id < 0) {
             i++;
             continue;
         }
-        if (monet__tok_piece(t, id).type == MONET_PIECE_CONTROL && i == from) prefix = false;
-        monet__tok_words(out, s + from, i - from, prefix);
+        if (i > from || monet__tok_piece(t, id).type == MONET_PIECE_USER) {
+            monet__tok_words(out, s + from, i - from, prefix);
+        }
         monet__tok_push(out, id);
         prefix = always && monet__tok_piece(t, id).type == MONET_PIECE_CONTROL;
         from = i += size;
@@ -2159,55 +2045,56 @@ MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *t, const ch
 {
     const unsigned known = MONET_ADD_BOS | MONET_ADD_EOS | MONET_PARSE_SPECIAL | MONET_NO_PREFIX;
     monet__tok_out out;
-    size_t word, scratch_size = 0;
     if (count) *count = 0;
     if (!t || !count || (!text && text_size) || (!tokens && capacity) || (flags & ~known) ||
         text_size > SIZE_MAX / 4) return MONET_ERROR_ARGUMENT;
+    memset(&out, 0, sizeof out);
     out.t = t;
     out.tokens = tokens;
     out.capacity = capacity;
-    out.count = 0;
-    out.scratch = NULL;
-    word = monet__tok_longest_word(t, text, text_size);
-    if (word > MONET__TOK_MAX_TEXT) return MONET_ERROR_MEMORY;
-    if (word > MONET__TOK_SHORT) {
-        scratch_size = monet__tok_scratch_size(word);
-        out.scratch = monet__alloc(&t->host, scratch_size);
-        if (!out.scratch) return MONET_ERROR_MEMORY;
-    }
     if ((flags & MONET_ADD_BOS) && t->bos_id >= 0) monet__tok_push(&out, t->bos_id);
-    if (text_size > 0) monet__tok_encode(&out, text, text_size, flags);
+    if (text_size > 0) {
+        out.end = text + text_size;
+        monet__tok_encode(&out, text, text_size, flags);
+    }
     if ((flags & MONET_ADD_EOS) && t->eos_id >= 0) monet__tok_push(&out, t->eos_id);
-    monet__free(&t->host, out.scratch, scratch_size);
+    monet__free(&t->host, out.heap, out.scratch_size);
+    if (out.result != MONET_OK) return out.result;
     *count = out.count;
     return out.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *t, int32_t token, size_t *size)
+{
+    const char *bytes;
+    uint16_t type;
+    if (size) *size = 0;
+    if (!t || !size || !monet__tok_is_id(t, token)) return NULL;
+    bytes = monet__tok_text(t, token, size);
+    type = monet__tok_piece(t, token).type;
+    if (type == MONET_PIECE_BYTE) *size = 1;
+    if (type == MONET_PIECE_CONTROL || type == MONET_PIECE_UNKNOWN) *size = 0;
+    return bytes;
 }
 
 MONET_API monet_result monet_tokenizer_decode(const monet_tokenizer *t, const int32_t *tokens,
     size_t count, char *text, size_t capacity, size_t *text_size)
 {
-    size_t i, n, k, size = 0;
+    size_t i, k, n, size = 0;
     bool strip = t && t->strip_space;
     if (text_size) *text_size = 0;
     if (!t || !text_size || (!tokens && count) || (!text && capacity)) return MONET_ERROR_ARGUMENT;
     for (i = 0; i < count; i++) {
         const char *bytes = monet_tokenizer_bytes(t, tokens[i], &n);
         if (!bytes || n > SIZE_MAX - size) return MONET_ERROR_ARGUMENT;
-        if (n > 0 && strip && bytes[0] == ' ') bytes++, n--;
-        else if (n == 0) continue;
-        strip = false;
-        for (k = 0; k < n && size + k < capacity; k++) text[size + k] = bytes[k];
-        size += n;
+        k = strip && n > 0 && bytes[0] == ' ';
+        strip = strip && n == 0; /* before any byte of the text */
+        for (; k < n; k++, size++) {
+            if (size < capacity) text[size] = bytes[k];
+        }
     }
     *text_size = size;
     return size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
-}
-
-MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *t, int32_t token, size_t *size)
-{
-    if (size) *size = 0;
-    if (!t || !size || !monet__tok_is_id(t, token)) return NULL;
-    return monet__tok_text(t, token, size);
 }
 
 MONET_API int32_t monet_tokenizer_size(const monet_tokenizer *t)
@@ -2218,19 +2105,23 @@ MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *t)
 {
     return t ? t->bos_id : -1;
 }
+MONET_API int32_t monet_tokenizer_eos(const monet_tokenizer *t)
+{
+    return t ? t->eos_id : -1;
+}
 
 MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *bytes, size_t size)
 {
     char plain[MONET__TOK_MAX_PIECE];
     const monet__tok_name *name;
-    uint64_t mixed;
-    if (!t || !bytes || size == 0 || size > sizeof plain) return -1;
-    mixed = monet__tok_mix(monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)));
-    name = monet__tok_name_at(t, mixed, bytes, size);
+    uint64_t hash;
+    if (!t || !bytes || size == 0 || size > MONET__TOK_MAX_PIECE) return -1;
+    hash = monet__tok_hash(plain, monet__tok_plain(plain, bytes, size));
+    name = monet__tok_name_at(t, monet__tok_mix(hash), bytes, size);
     return name ? name->id : -1;
 }
 
-/* ---- tokenizer: the section of the file -------------------------------------------------------
+/* ---- tokenizer: the section of the file ------------------------------------------------------
    u32 pieces, merges, end-of-text ids, bytes of all pieces, i32 unk id, bos id, u32 prefix space,
    u32 strip space; then the pieces (u32 offset, u16 size, u16 type, f32 score), the merges
    (u32 left, right, result), the end-of-text ids (u32), the bytes.                               */
@@ -2267,7 +2158,7 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
 /* The indexes' place in the model's arena. */
 static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
 {
-    t->slots = (monet__tok_slot *)monet__take(arena, t->index_size, 1);
+    t->pairs = (monet__tok_pair *)monet__take(arena, t->index_size, 1);
 }
 
 static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, monet_error *err)
@@ -2275,7 +2166,7 @@ static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, mon
     if (t->n_pieces > vocab_size)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer has %d pieces, vocab_size is %d",
                            t->n_pieces, vocab_size);
-    return monet__tok_index(t, t->slots, err);
+    return monet__tok_index(t, t->pairs, err);
 }
 
 MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
@@ -2309,7 +2200,7 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
     return MONET_OK;
 }
 
-/* ---- threads ---------------------------------------------------------------------- >>threads
+/* ---- threads ----------------------------------------------------------------------- >>threads
    A team runs one function over items 0..count-1, split into contiguous ranges, one a thread. Work
    is split by output only, never by a sum, so the number of threads does not change a bit.
    The pool sleeps when idle: a thread spins for about 50 us for the next job, then waits.        */
@@ -2491,10 +2382,10 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
     for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
 }
 
-/* ---- layers ------------------------------------------------------------------------ >>layers
+/* ---- layers ------------------------------------------------------------------------- >>layers
    Each works on plain arrays. "split" marks vectors in split order, padded to whole groups.      */
 
-/* ---- layers: rmsnorm ------------------------------------------------------------------------
+/* ---- layers: rmsnorm -------------------------------------------------------------------------
    out = x / sqrt(mean(x^2) + eps) * weight, over one token. Easy to get wrong: eps is inside the
    root; the mean is over C.                                                                      */
 static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) (C) */
@@ -2506,7 +2397,7 @@ static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) 
     for (int k = 0; k < C; ++k) out[k] = x[k] * rstd * weight[k];
 }
 
-/* ---- layers: linear -------------------------------------------------------------------------
+/* ---- layers: linear --------------------------------------------------------------------------
    out[t] = W x[t] for up to three matrices that read the same x: q, k, v share one pass.         */
 typedef struct monet__product {
     const monet_tensor *w;   /* MONET_PANELS (rows, C) */
@@ -2566,7 +2457,7 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
     monet__each(team, panels, monet__linear_panel, &job);
 }
 
-/* ---- layers: rope ---------------------------------------------------------------------------
+/* ---- layers: rope ----------------------------------------------------------------------------
    Turns the pairs (d, d + D/2) of a head by the angle pos * theta^(-2d/D): "rotate half".
    Angles in double, so that far positions keep their digits.                                     */
 static void monet__rope_table(monet_real *cosine, monet_real *sine, /* (S,D/2) (S,D/2) */
@@ -2591,7 +2482,7 @@ static void monet__rope_forward(monet_real *head, const monet_real *cosine, /* (
     }
 }
 
-/* ---- layers: attention ----------------------------------------------------------------------
+/* ---- layers: attention -----------------------------------------------------------------------
    One query head of one token against the cached keys and values of positions 0..n-1:
    out = sum_j softmax_j(q . k_j / sqrt(D)) v_j. Heads are padded to 16 with zeros in the cache.
    Every query sums over positions in ascending order, whatever else is in the batch.             */
@@ -2613,7 +2504,7 @@ static void monet__attention_forward(monet_real *out, monet_real *scores, /* (D)
         monet__axpy(out, scores[j] / sum, values, dtype, (size_t)j * (size_t)padded, (size_t)D);
 }
 
-/* ---- layers: router -------------------------------------------------------------------------
+/* ---- layers: router --------------------------------------------------------------------------
    One head of one side, in place: logits z (N) become gates (paper, eq. 10 and 11).
      zn = (z - mean) / sqrt(var + 1e-5)           BatchNorm without affine, one channel a head
      cut = min(max zn, sigma)                     sigma = normal quantile of 1 - k/N
@@ -2650,7 +2541,7 @@ static double monet__sigma(int k, int N)
     return 0.5 * (low + high);
 }
 
-/* ---- experts ---------------------------------------------------------------------- >>experts
+/* ---- experts ----------------------------------------------------------------------- >>experts
    The mixture of experts over the pair matrix P of each token (see WHAT MONET IS).
 
    One "slot" is one active half-expert of one token. Axis 0 holds the i, axis 1 the j of P.
@@ -2997,7 +2888,7 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
     if (!moe->horizontal) memcpy(out + width, y + half, width * sizeof *out);
 }
 
-/* ---- table -------------------------------------------------------------------------- >>table
+/* ---- table --------------------------------------------------------------------------- >>table
    Every tensor of a model, in file order: sizes, pointers and files come from this list alone.
    Sizes are letters; u: rows of U, v: rows of V, W: outputs of one axis, 1: a vector.            */
 #define MONET__TABLE(X)                                                                            \
@@ -3160,8 +3051,9 @@ static monet_result monet__arch_divides(const monet_arch *a, monet_error *err)
                            "size of a head is %d (dim %d / n_heads %d): rope needs an even one",
                            a->dim / a->n_heads, a->dim, a->n_heads);
     if (a->n_heads % a->n_kv_heads)
-        return monet__fail(err, MONET_ERROR_FORMAT, "n_heads is %d, not a multiple of n_kv_heads %d",
-                           a->n_heads, a->n_kv_heads);
+        return monet__fail(err, MONET_ERROR_FORMAT,
+                           "n_heads is %d, not a multiple of n_kv_heads %d", a->n_heads,
+                           a->n_kv_heads);
     if (a->moe_topk >= a->moe_experts)
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "moe_topk is %d, must be less than moe_experts %d", a->moe_topk,
@@ -3200,7 +3092,7 @@ MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
     return monet__arch_divides(arch, err);
 }
 
-/* ---- model object --------------------------------------------------------------------------- */
+/* ---- model object ---------------------------------------------------------------------------- */
 typedef struct monet__layer {
     const monet_tensor *w[MONET__T_COUNT]; /* NULL where the layer has none */
     monet__experts      experts;
@@ -3234,7 +3126,7 @@ struct monet_model {
     bool            mapped;
 };
 
-/* ---- load ---------------------------------------------------------------------------- >>load
+/* ---- load ----------------------------------------------------------------------------- >>load
    Order: size, magic, version, endianness, hash, counts against the bytes that are there, each
    entry against what the architecture says it must be. Only then memory is allocated.            */
 #define MONET__HEADER 64
@@ -3395,8 +3287,9 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
                            t->name, monet__u64(e + 80), monet__u64(e + 88), t->shape[0],
                            t->shape[1]);
     if (dtype > MONET_BF16 || source > MONET_BF16)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "tensor %s: dtype %U from %U, this version "
-                           "knows 0..%d", t->name, (uint64_t)dtype, (uint64_t)source, MONET_BF16);
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "tensor %s: dtype %U from %U, this "
+                           "version knows 0..%d", t->name, (uint64_t)dtype, (uint64_t)source,
+                           MONET_BF16);
     if (t->n_dims == 1 && dtype != MONET_F32)
         return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: dtype is %s, expected f32",
                            t->name, monet_dtype_name((monet_dtype)dtype));
@@ -3422,8 +3315,9 @@ static monet_result monet__load_tensors(monet_model *model, monet_error *err)
         monet_tensor  *t = &model->tensors[k];
         const uint8_t *e = model->sections[MONET__S_TENSORS].data + k * MONET__ENTRY;
         if (monet__u64(e + 96) != t->offset || monet__u64(e + 104) != t->size)
-            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: bytes %U + %U, expected %U + %U",
-                               t->name, monet__u64(e + 96), monet__u64(e + 104), t->offset,
+            return monet__fail(err, MONET_ERROR_FORMAT,
+                               "tensor %s: bytes %U + %U, expected %U + %U", t->name,
+                               monet__u64(e + 96), monet__u64(e + 104), t->offset,
                                t->size);
         t->data = data->data + t->offset;
     }
@@ -3561,7 +3455,7 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
                                 monet_model **out, monet_error *err)
 {
     monet_model *model;
-    uint64_t     size, need;
+    uint64_t     size, need = 0;
     monet_result result = monet__load_magic(draft->base, draft->size, err);
     if (result == MONET_OK) result = monet__load_sections(draft, err);
     if (result == MONET_OK) result = monet__load_arch(draft, err);
@@ -3699,7 +3593,7 @@ MONET_API const char *monet_model_metadata(const monet_model *model, const char 
     return NULL;
 }
 
-/* ---- save ---------------------------------------------------------------------------- >>save
+/* ---- save ----------------------------------------------------------------------------- >>save
    A file is written as path.tmp.<pid>.<n> beside the target, synced, closed and renamed, and the
    folder is synced: at every moment the old file or the new one is there, whole. A failed fsync is
    never repeated: the system may have dropped the data, and the second call would succeed.       */
@@ -4015,7 +3909,7 @@ static monet_result monet__writer_tokenizer(const monet_host *host,
     result = monet__tok_open(&t, sink.p, size, err);
     if (result == MONET_OK) {
         index = monet__alloc(host, t.index_size);
-        t.slots = (monet__tok_slot *)index;
+        t.pairs = (monet__tok_pair *)index;
         result = index ? monet__tok_build(&t, INT32_MAX, err)
                        : monet__no_memory(err, "tokenizer", t.index_size);
         monet__free(host, index, t.index_size);
@@ -4172,7 +4066,8 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
         return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
     result = monet__config(&c, sizeof c, config, err);
     if (result == MONET_OK) result = monet__writer_check(&c, err);
-    if (result == MONET_OK && c.tokenizer) result = monet__writer_tokenizer(&c.host, c.tokenizer, err);
+    if (result == MONET_OK && c.tokenizer)
+        result = monet__writer_tokenizer(&c.host, c.tokenizer, err);
     memset(raw, 0, sizeof raw);
     return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
 }
@@ -4363,7 +4258,11 @@ static bool monet__read_all(FILE *file, void *data, uint64_t size)
 {
     return fread(data, 1, (size_t)size, file) == size;
 }
-static bool monet__map_file(monet_model *draft, FILE *file) { return draft && file ? false : false; }
+static bool monet__map_file(monet_model *draft, FILE *file)
+{
+    (void)draft, (void)file;
+    return false;
+}
 #endif
 
 static monet_result monet__copy_file(monet_model *draft, monet__file file, const char *path,
@@ -4377,6 +4276,15 @@ static monet_result monet__copy_file(monet_model *draft, monet__file file, const
                         draft->size))
         return MONET_OK;
     return monet__io_fail(err, "read", path);
+}
+
+/* Puts "path: " before a message that does not name the file. */
+static void monet__name_file(monet_error *err, const char *path)
+{
+    monet_error inner;
+    if (!err || !strncmp(err->message, path, strlen(path))) return;
+    inner = *err;
+    (void)monet__fail(err, inner.code, "%s: %s", path, inner.message);
 }
 
 MONET_API monet_result monet_model_load(const char *path, const monet_model_config *config,
@@ -4404,6 +4312,7 @@ MONET_API monet_result monet_model_load(const char *path, const monet_model_conf
     (void)monet__file_close(file, false);
     if (result == MONET_OK) result = monet__load(&draft, &full, out, err);
     if (result == MONET_OK) return MONET_OK;
+    monet__name_file(err, path);
 #if MONET__POSIX
     if (draft.mapped) munmap(draft.block, (size_t)draft.block_size);
     else
@@ -4445,7 +4354,7 @@ struct monet_session {
     monet_real        *logits;       /* (V), or (B,V) for all_logits */
     monet__candidate  *candidates;   /* (V) */
     monet__moe         moe;
-    monet_real        *all_gates;    /* gates, lists and counts of all routers; the moe's are a view */
+    monet_real        *all_gates;    /* of all routers; those of the moe are a view */
     uint16_t          *all_active;
     int32_t           *all_n_active;
     /* the batch being computed */
@@ -4600,7 +4509,7 @@ MONET_API const monet_error *monet_session_error(const monet_session *session)
     return session ? &session->error : &none;
 }
 
-/* ---- eval ---------------------------------------------------------------------------- >>eval
+/* ---- eval ----------------------------------------------------------------------------- >>eval
    One batch of tokens through all layers. Each step is a function over tokens, heads or rows.    */
 static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
 {
@@ -5033,7 +4942,7 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
 }
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling
-   Random numbers are a function of (seed, purpose, step, index): nothing to save, nothing to lose. */
+   Random numbers are a function of (seed, purpose, step, index): no state to save or to lose.    */
 enum { MONET__RANDOM_SAMPLE = 1 };
 
 static uint64_t monet__mix(uint64_t x)
@@ -5350,6 +5259,7 @@ static monet_result monet__generate_tokens(monet_session *s, const monet_generat
         result = monet_session_sample(s, &sampler, &token, c->token_fn ? &logprob : NULL);
         if (result != MONET_OK) break;
         ++r->n_tokens;
+        r->last_token = token;
         if (c->token_fn && !c->token_fn(c->user, token, logprob)) r->stop = MONET_STOP_CALLBACK;
         else if (!c->ignore_eos && monet_tokenizer_is_eos(&s->model->tokenizer, token))
             r->stop = MONET_STOP_EOS;
@@ -5364,6 +5274,7 @@ static monet_result monet__generate_tokens(monet_session *s, const monet_generat
     }
     monet__stream_end(&stream);
     if (stream.stopped) r->stop = MONET_STOP_CALLBACK;
+    r->sampler = sampler;
     return result;
 }
 
@@ -5377,11 +5288,14 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
     size_t                n = 0;
     bool                  bare; /* the text begins with the first token drawn */
     memset(&r, 0, sizeof r);
+    r.last_token = -1;
+    if (config) r.sampler = config->sampler;
     if (result) *result = r;
     if (!session) return MONET_ERROR_ARGUMENT;
     code = monet__config(&c, sizeof c, config, &session->error);
     if (code == MONET_OK) code = monet__generate_check(session, &c);
-    bare = session->length == 0 && prompt && !*prompt;
+    bare = (!prompt || !*prompt) && session->length < 2 &&
+           (!session->length || session->tokens[0] == session->model->tokenizer.bos_id);
     if (code == MONET_OK && prompt) code = monet__generate_prompt(session, prompt, &n);
     r.n_prompt = (int32_t)n;
     if (code == MONET_OK) code = monet__generate_tokens(session, &c, bare, &r);
@@ -5410,6 +5324,7 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
 #undef MONET__SECTION
 #undef MONET__TABLE
 #undef MONET__TOKENS
+#undef MONET__TOK_HEADER
 
 #endif /* MONET_IMPLEMENTATION_ONCE */
 #endif /* MONET_IMPLEMENTATION */
@@ -5434,7 +5349,7 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
      DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
      OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
-   B. Public domain. The authors dedicate this software to the public domain: anyone is free to copy,
-     modify, publish, use, compile, sell or distribute it, in source or binary form, for any purpose,
-     commercial or not, and by any means, without any condition.
+   B. Public domain. The authors dedicate this software to the public domain: anyone is free to
+     copy, modify, publish, use, compile, sell or distribute it, in source or binary form, for any
+     purpose, commercial or not, and by any means, without any condition.
 */

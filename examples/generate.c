@@ -435,6 +435,13 @@ static void print_statistics(const program *p)
     fprintf(stderr, p->stop ? "; stopped by: %s\n" : "%s\n", reasons[p->stop]);
 }
 
+/* Metadata comes from a file: it must not be able to drive the terminal. */
+static void print_plain(const char *text)
+{
+    for (size_t k = 0; text[k] && k < 200; k++)
+        putchar((unsigned char)text[k] < 0x20 || text[k] == 0x7F ? ' ' : text[k]);
+}
+
 static void print_info(const program *p)
 {
     const monet_arch *a = p->arch;
@@ -459,9 +466,12 @@ static void print_info(const program *p)
     printf("routers      ");
     print_group_legend(p, stdout);
     printf("session      %zu bytes with a KV cache of %s\n", session, monet_dtype_name(p->set.kv));
-    for (size_t k = 0; k < monet_model_metadata_count(p->model); k++)
-        printf("%-12s %.200s\n", monet_model_metadata_key(p->model, k),
-               monet_model_metadata_value(p->model, k));
+    for (size_t k = 0; k < monet_model_metadata_count(p->model); k++) {
+        print_plain(monet_model_metadata_key(p->model, k));
+        printf(" = ");
+        print_plain(monet_model_metadata_value(p->model, k));
+        putchar('\n');
+    }
 }
 
 /* ---- options ------------------------------------------------------------------------------ */
@@ -496,7 +506,7 @@ static const option options[] = {
     {"ignore-eos", FLAG, FIELD(ignore_eos), 0, 0, NULL, "go on after the end of a text"},
     {"chat", FLAG, FIELD(chat), 0, 0, NULL, "each line of the standard input is a turn"},
     {"experts", EXPERTS, FIELD(experts), 1, MAX_EXPERTS, "N",
-     "instead of the text: each token and its N strongest experts (--experts: 1)"},
+     "instead of the text: each token with its N (1) strongest experts"},
     {"no-echo", FLAG, FIELD(no_echo), 0, 0, NULL, "do not repeat the prompt before its text"},
     {"quiet", FLAG, FIELD(quiet), 0, 0, NULL, "no statistics on standard error"},
     {"context", WHOLE, FIELD(context), 1, INT32_MAX, "N", "tokens of prompt and text (model's)"},
@@ -511,7 +521,7 @@ static void print_help(void)
 {
     printf("usage: generate [options] [prompt]\n\n"
            "Continues the prompt with a Monet model. Without a prompt, or with -, it is read from\n"
-           "the standard input (one newline at its end is dropped).\n\n");
+           "the standard input (one newline at its end is dropped). After -- all is prompt.\n\n");
     for (size_t k = 0; k < N_OPTIONS; k++) {
         const option *o = &options[k];
         const char *equals = o->type == EXPERTS ? "[=" : o->value ? " " : "";
@@ -659,7 +669,8 @@ static bool load(program *p)
         return fail("examples/monet-4m.monet is neither here nor near the program: go to the "
                     "folder that holds monet.h, or give a model with --model FILE");
     if (monet_model_load(p->set.model, NULL, &p->model, &err) != MONET_OK)
-        return fail("%s", err.message);
+        return strstr(err.message, p->set.model) ? fail("%s", err.message)
+                                                 : fail("%s: %s", p->set.model, err.message);
     p->arch = monet_model_arch(p->model);
     p->tokenizer = monet_model_tokenizer(p->model);
     if (!p->arch) return fail("%s holds a tokenizer, but no model", p->set.model);
@@ -717,7 +728,7 @@ static int run(program *p)
     bool ok = p->set.chat ? chat(p) : run_prompt(p);
     if (p->write_error && p->write_error != EPIPE && !interrupted)
         ok = fail("cannot write the text: %s", strerror(p->write_error));
-    if (!p->set.quiet && p->write_error != EPIPE && p->n_prompt) print_statistics(p);
+    if (!p->set.quiet && !p->write_error && p->n_prompt) print_statistics(p);
     return interrupted ? INTERRUPTED : p->write_error == EPIPE ? PIPE_CLOSED : ok ? DONE : FAILED;
 }
 

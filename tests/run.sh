@@ -10,7 +10,7 @@ trap 'rm -rf "$tmp"' EXIT
 trap 'exit 130' INT TERM
 passed=0 failed=0
 
-# count NAME LOG STATUS: adds the last "N passed, N failed" of LOG; a test that broke off is a failure
+# count NAME LOG STATUS: adds the last "N passed, N failed" of LOG; to break off is a failure
 count() {
     line=$(grep -E '[0-9]+ passed, [0-9]+ failed' "$2" | tail -n 1)
     good=$(echo "$line" | sed -n 's/.*[^0-9]\([0-9][0-9]*\) passed.*/\1/p')
@@ -31,6 +31,16 @@ run() { # run NAME COMMAND...
     shift
     "$@" > "$tmp/log" 2>&1
     count "$name" "$tmp/log" $?
+}
+
+check() { # check NAME ARGUMENTS...: tools/check prints "ok" or "FAIL" behind each array or file
+    name=$1
+    shift
+    "$tmp/bin/check" "$@" > "$tmp/log" 2>&1
+    status=$?
+    echo "$(grep -cE ' ok$|, 0 not$' "$tmp/log") passed, $(grep -cE 'FAIL$|, [1-9][0-9]* not$' \
+        "$tmp/log") failed" >> "$tmp/log"
+    count "$name" "$tmp/log" $status
 }
 
 build() { # build FILE.c NAME: the line that each program states
@@ -56,11 +66,12 @@ for folder in tests/golden/*/; do
     name=$(basename "$folder")
     model=$tmp/$name.monet
     if [ -f "$folder/config.json" ]; then
-        "$tmp/bin/convert" "$folder" "$model" > "$tmp/log" 2>&1 || { count "convert $name" "$tmp/log" 1; continue; }
+        "$tmp/bin/convert" "$folder" "$model" > "$tmp/log" 2>&1 ||
+            { count "convert $name" "$tmp/log" 1; continue; }
     else
         model=examples/monet-4m.monet
     fi
-    run "golden $name" "$tmp/bin/check" "$model" "$folder/expected.safetensors" "$folder/expected.json"
+    check "golden $name" "$model" "$folder/expected.safetensors" "$folder/expected.json"
 done
 for file in tests/tokenizer/*.jsonl; do
     name=$(basename "$file" .jsonl)
@@ -68,7 +79,7 @@ for file in tests/tokenizer/*.jsonl; do
         [ -f "$source" ] || continue
         "$tmp/bin/convert" --tokenizer "$source" "$tmp/tokenizer.monet" > "$tmp/log" 2>&1 ||
             { count "convert $source" "$tmp/log" 1; continue; }
-        run "tokenizer $(basename "$source")" "$tmp/bin/check" --tokenizer "$tmp/tokenizer.monet" "$file"
+        check "tokenizer $(basename "$source")" --tokenizer "$tmp/tokenizer.monet" "$file"
     done
 done
 
@@ -81,7 +92,8 @@ $CC $sanitize "$tmp/probe.c" -o "$tmp/probe" > /dev/null 2>&1 && "$tmp/probe" ||
 }
 for file in tests/test_*.c; do
     name=$(basename "$file" .c)
-    if $CC -std=c99 $sanitize -pthread -I. -Itests "$file" -o "$tmp/bin/$name" -lm > "$tmp/log" 2>&1; then
+    if $CC -std=c99 $sanitize -pthread -I. -Itests "$file" -o "$tmp/bin/$name" -lm \
+        > "$tmp/log" 2>&1; then
         run "$name" "$tmp/bin/$name"
     else
         count "build $name" "$tmp/log" 1

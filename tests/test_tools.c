@@ -220,6 +220,11 @@ static void test_text_helpers(void)
     hostile[299] = '\0';
     CHECK(!tool_prefix(&err, hostile));
     CHECK_HAS(err.message, "xxx: reason");
+    tool_fail(&err, "%s%s", hostile + 10, hostile + 100); /* 488 of 511 */
+    CHECK(!tool_prefix(&err, "0123456789abcdefghi"));
+    CHECK(strncmp(err.message, "...123456789abcdefghi: xxx", 26) == 0);
+    CHECK_EQ(strlen(err.message), 511);
+    CHECK(!tool_prefix(&err, "no room") && strncmp(err.message, "...123", 6) == 0);
     CHECK(!tool_fail(NULL, "nobody listens"));
     CHECK(!tool_prefix(NULL, "nobody"));
 }
@@ -249,6 +254,10 @@ static void test_sorting(void)
         for (i = 1, sorted = 1; i < size; i++) sorted += values[i - 1] <= values[i];
         CHECK_EQ(sorted, size);
     }
+    for (i = 0; i < n; i++) values[i] = random_below(1000);
+    tool__sort((unsigned char *)values, n, sizeof values[0], compare_u64, 0); /* heapsort */
+    for (i = 1, sorted = 1; i < n; i++) sorted += values[i - 1] <= values[i];
+    CHECK_EQ(sorted, n);
     for (i = 0; i < n; i++) {
         snprintf(text[i], sizeof text[i], "n%u", (unsigned)i);
         names[i] = tool_name_of(text[i], strlen(text[i]), i);
@@ -452,6 +461,32 @@ static void test_output_signal(void)
     CHECK_EQ(count_entries("o"), 1);
 }
 
+/* What a terminal is not: a line now and then, none for short work. */
+static void test_progress(void)
+{
+    tool_progress progress;
+    char *data = NULL;
+    size_t size = 0;
+    int saved = dup(2), fd = open("stderr", O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    CHECK(saved >= 0 && fd >= 0 && dup2(fd, 2) == 2);
+    tool_progress_begin(&progress, "reading", NULL, 2000);
+    tool_progress_update(&progress, 1000);
+    progress.start -= 10;
+    progress.last -= 10;
+    tool_progress_update(&progress, 1000);
+    tool_progress_update(&progress, 1500);
+    tool_progress_end(&progress);
+    tool_progress_begin(&progress, "writing", "tokens", 0);
+    progress.last -= 10;
+    tool_progress_update(&progress, 7);
+    tool_progress_end(&progress);
+    CHECK(dup2(saved, 2) == 2 && close(saved) == 0 && close(fd) == 0);
+    CHECK(tool_read_file("stderr", 1000, &data, &size, NULL));
+    CHECK_STR(data, "reading: 1.0 kB of 2.0 kB, 10 s left\nwriting: 7 tokens\n");
+    free(data);
+}
+
 /* ---- json ------------------------------------------------------------------------------------ */
 
 static void refuse_json_bytes(const void *text, size_t size, const char *reason)
@@ -649,6 +684,15 @@ static void test_json_limits(void)
     deep[used - 1] = '}';
     CHECK(!json_parse(&doc, deep, used, &err));
     CHECK_HAS(err.message, "\"k5\" occurs twice");
+    CHECK(!json_parse(&doc, deep, (size_t)JSON_MAX_BYTES + 1, &err)); /* not even looked at */
+    CHECK_HAS(err.message, "268435457 bytes of JSON");
+    free(deep);
+    deep = malloc(JSON_MAX_TOKENS);
+    if (deep == NULL) exit(2);
+    memset(deep, ',', JSON_MAX_TOKENS);
+    fault.memory = 0;
+    refuse_json_bytes(deep, JSON_MAX_TOKENS, "more than 33554432 values");
+    CHECK(fault.memory == 0);
     CHECK((clock() - start) / CLOCKS_PER_SEC < 3);
     free(deep);
 }
@@ -872,7 +916,8 @@ static const char good_header[] =
     "\"none\":{\"dtype\":\"F32\",\"shape\":[0,9223372036854775807],\"data_offsets\":[24,24]},"
     "\"bytes\":{\"shape\":[1,1,1,1,1,1,1,2],\"data_offsets\":[25,27],\"dtype\":\"I8\"},"
     "\"scalar\":{\"dtype\":\"BOOL\",\"shape\":[],\"data_offsets\":[24,25]},"
-    "\"big\":{\"dtype\":\"U64\",\"shape\":[2],\"data_offsets\":[27,43]}}    \n";
+    "\"big\":{\"dtype\":\"U64\",\"shape\":[2],\"data_offsets\":[27,43]},"
+    "\"halves\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[43,47]}}    \n";
 
 static void test_st_good(void)
 {
@@ -881,11 +926,11 @@ static void test_st_good(void)
     const st_tensor *t;
     unsigned char raw[4];
     int64_t ints[2] = {0, 0}, shape[2] = {3, 2};
-    float x;
+    float x, halves[2] = {0, 0};
 
-    write_st("good.safetensors", sizeof good_header - 1, good_header, 43);
+    write_st("good.safetensors", sizeof good_header - 1, good_header, 47);
     if (!CHECK(st_open(&file, "good.safetensors", &err))) return;
-    CHECK_EQ(file.n_tensors, 5);
+    CHECK_EQ(file.n_tensors, 6);
     CHECK_STR(file.tensors[0].name, "wide");
     CHECK_STR(file.tensors[4].name, "big");
     CHECK_STR(st_note_of(&file, "format"), "pt");
@@ -908,6 +953,12 @@ static void test_st_good(void)
     CHECK(t != NULL && t->count == 0 && st_read_f32(&file, t, 0, 0, &x, &err));
     CHECK(!st_read_f32(&file, t, 0, 1, &x, &err));
     CHECK(st_find(&file, "bytes") != NULL && st_find(&file, "byte") == NULL);
+    t = st_find(&file, "halves");
+    CHECK(t != NULL && st_read_f32(&file, t, 0, 2, halves, &err)); /* bytes 43 44 45 46 */
+    CHECK(halves[0] == st_f32_of_f16(0x2C2B) && halves[1] == st_f32_of_f16(0x2E2D));
+    t = st_find(&file, "big"); /* bytes 27..42, and byte 42 is below 128 */
+    CHECK(t != NULL && st_read_i64(&file, t, 1, 1, ints, &err));
+    CHECK_EQ(ints[0], INT64_C(0x2A29282726252423));
     CHECK(st_expect(&file, "wide", 2, shape, &err) == NULL);
     CHECK_STR(err.message, "tensor \"wide\": the file has (2,3), needs (3,2)");
     CHECK(st_expect(&file, "wider", 2, shape, &err) == NULL);
@@ -928,14 +979,14 @@ static void test_st_good(void)
 /* Row G18: every cut and every byte too many is refused; no damage to the header crashes. */
 static void test_st_damage(void)
 {
-    size_t size = sizeof good_header - 1 + 8 + 43, i;
+    size_t size = sizeof good_header - 1 + 8 + 47, i;
     char *whole, *copy;
     uint32_t round;
     st_file file;
     long at;
     bool ok = false;
 
-    write_st("whole.safetensors", sizeof good_header - 1, good_header, 43);
+    write_st("whole.safetensors", sizeof good_header - 1, good_header, 47);
     if (!CHECK(tool_read_file("whole.safetensors", 10000, &whole, &i, NULL) && i == size)) return;
     for (i = 0; i < size + 64; i += i + 1 == size ? 2 : 1) {
         copy = copy_of(whole, i < size ? i : size);
@@ -1108,6 +1159,8 @@ static void test_st_writer(void)
 static void test_st_writer_refuses(void)
 {
     st_writer w;
+    st_file file;
+    static const unsigned char high[8] = {0, 0, 0, 0, 0, 0, 0, 128};
     tool_error err = {""};
     int64_t shape[2] = {2, 3}, huge[2] = {INT64_MAX, 4}, big = INT64_C(1) << 40;
     float x[8] = {0};
@@ -1118,6 +1171,7 @@ static void test_st_writer_refuses(void)
     CHECK(!st_writer_add(&w, "\xFF", ST_F32, 1, shape, &err));
     CHECK(!st_writer_add(&w, "x", ST_F32, 9, shape, &err));
     CHECK(!st_writer_add(&w, "x", ST_F32, 2, huge, &err));
+    CHECK(!st_writer_note(&w, "format", "\xFF", &err));
     CHECK(st_writer_add(&w, "x", ST_F32, 2, shape, &err));
     CHECK(st_writer_add(&w, "x", ST_F32, 2, shape, &err));
     CHECK(!st_writer_start(&w, "w/bad", &err));
@@ -1136,6 +1190,12 @@ static void test_st_writer_refuses(void)
     CHECK(!st_writer_commit(&w, &err));
     CHECK_HAS(err.message, "\"x\": 20 of 24 bytes were written");
     st_writer_free(&w);
+    CHECK(st_writer_add(&w, "u", ST_U64, 0, NULL, &err) && st_writer_start(&w, "u64", &err));
+    CHECK(st_writer_put(&w, 0, high, 8, &err) && st_writer_commit(&w, &err));
+    st_writer_free(&w);
+    CHECK(st_open(&file, "u64", &err) && !st_read_i64(&file, file.tensors, 0, 1, &big, &err));
+    CHECK_HAS(err.message, "needs values below 2^63");
+    st_close(&file);
     CHECK_EQ(count_entries("w"), 1);
 }
 
@@ -1704,6 +1764,10 @@ static void test_json_tokenizer(void)
     CHECK(parse_parts(&tok, &p, &err) && tok.prefix_space == TOK_PREFIX_NEVER);
     CHECK(!tok.strip_space && !tok.add_bos && tok.bos_id == 1);
     tok_free(&tok);
+    p.decoder = "{\"type\":\"Sequence\",\"decoders\":[" FALLBACK ","
+                METASPACE("\"prepend_scheme\":\"first\"") "]}";
+    CHECK(parse_parts(&tok, &p, &err) && tok.strip_space);
+    tok_free(&tok);
     p = sound_json;
     p.normalizer = REPLACE; /* added tokens beyond the vocabulary, one special, one not */
     p.added = "{\"id\":265,\"content\":\"[X]\",\"special\":false},{\"id\":0,\"content\":\"<unk>\","
@@ -1733,6 +1797,7 @@ static void test_json_tokenizer_model(void)
     WITH(p.model = "\"type\":\"BPE\",\"byte_fallback\":true,\"ignore_merges\":true",
          "ignore_merges");
     WITH(p.model = "\"type\":\"BPE\",\"byte_fallback\":true,\"unk_token\":\"[UNK]\"", "[UNK]");
+    WITH(p.model = "\"type\":\"BPE\",\"byte_fallback\":true,\"unk_token\":\"<0x00>\"", "a byte");
     /* ids */
     WITH(p.vocab = ",\"a\":260", "\"a\" has id 260, but the ids of 260 pieces go from 0 to 259");
     WITH(p.vocab = ",\"a\":1000000000", "negative or above 2^24");
@@ -1980,6 +2045,7 @@ static void test_common(void)
     test_output();
     test_output_faults();
     test_output_signal();
+    test_progress();
 }
 
 static void test_json(void)

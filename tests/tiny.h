@@ -170,7 +170,7 @@ TEST_FN monet_result tiny_write(const char *path, const tiny_options *o, monet_e
     return result;
 }
 
-/* A path in a new folder of this program; tiny_clean removes the folder. */
+/* A path in a new folder of this program, valid for 4 calls; tiny_clean removes the folder. */
 TEST_FN const char *tiny_path(const char *name)
 {
     static char folder[64], path[4][256];

@@ -409,7 +409,7 @@ static bool check_active(check *c, const array *a, const comparison *x, tool_err
     printf("    the first (router,sequence,token,head,half-expert) is %s: %.6g, expected %.6g\n",
            place_of(shape, a->expected, x->first_flip), (double)a->found[x->first_flip],
            expected);
-    if (c->routing_margin >= 0)
+    if (c->routing_margin >= 0 && c->set.kv == MONET_F32)
         printf("    the smallest distance of a normalised router logit to its cut is %.2e: "
                "rounding (about %.0e)\n    %s\n", c->routing_margin, ROUTING_NOISE,
                c->routing_margin < ROUTING_NOISE ? "can explain this" : "does not explain this");
@@ -453,7 +453,7 @@ static void check_greedy(check *c)
         printf("    the first is at %llu: %d, expected %d; there the two largest logits differ by "
                "%.2e\n", (unsigned long long)first, (int)c->drawn[first],
                (int)c->greedy.ids[first], c->drawn_margin);
-    if (same < n && c->greedy_margin >= 0)
+    if (same < n && c->greedy_margin >= 0 && c->set.kv == MONET_F32)
         printf("    the smallest such margin of the expected tokens is %.2e: rounding %s\n",
                c->greedy_margin, c->greedy_margin < 1e-4 ? "can explain this" :
                "does not explain this");
@@ -545,6 +545,15 @@ static bool dump(const check *c, tool_error *err)
 
 /* ---- check MODEL EXPECTED -------------------------------------------------------------------- */
 
+static bool has_work(const check *c)
+{
+    int k;
+
+    for (k = 0; k < N_ARRAYS; k++)
+        if (c->arrays[k].expected != NULL) return true;
+    return c->greedy.count > 0;
+}
+
 static bool start_session(check *c, const monet_model *model, tool_error *err)
 {
     uint64_t context = c->prompt.count + c->greedy.count;
@@ -555,8 +564,9 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
     memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
     if ((uint64_t)c->T > context) context = (uint64_t)c->T;
-    if (context == 0)
-        return tool_fail(err, "the file holds neither \"tokens\" nor \"greedy.prompt\"");
+    if (!has_work(c))
+        return tool_fail(err, "the file holds no array that this version compares: logits, hidden, "
+                         "g1, g2, loss, greedy.tokens");
     if (context > INT32_MAX)
         return tool_fail(err, "a sequence has %llu tokens, at most %d are possible",
                          (unsigned long long)context, INT32_MAX);
@@ -788,16 +798,12 @@ static bool check_lines(lines *l, const char *path, tool_error *err)
 
 static int check_tokenizer(const char **files, tool_error *err)
 {
-    monet_error why = {{0}, MONET_OK};
     monet_model *model = NULL;
     lines l;
     bool ok;
 
     memset(&l, 0, sizeof l);
-    if (monet_model_load(files[0], NULL, &model, &why) != MONET_OK) {
-        tool_fail(err, "%s", why.message);
-        return BROKEN;
-    }
+    if (!run_load_any(files[0], &model, err)) return BROKEN;
     l.tokenizer = monet_model_tokenizer(model);
     ok = l.tokenizer != NULL || tool_fail(err, "%.300s: holds no tokenizer", files[0]);
     ok = ok && check_lines(&l, files[1], err);

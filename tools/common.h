@@ -65,18 +65,20 @@ static TOOL_UNUSED bool tool_fail(tool_error *err, const char *format, ...)
     return false;
 }
 
-/* Puts "label: " before the message; of a long label the end is kept. Returns false. */
+/* Puts "label: " before the message. Of a label that is too long the end is kept, and of all that
+   is too long the message: it says what to do. Returns false.                                  */
 static TOOL_UNUSED bool tool_prefix(tool_error *err, const char *label)
 {
-    const size_t most = 200;
-    size_t size = strlen(label);
+    size_t size = strlen(label), room, most;
     tool_error old;
 
     if (err == NULL) return false;
     old = *err;
-    if (size > most)
-        return tool_fail(err, "...%s: %s", label + (size - most), old.message);
-    return tool_fail(err, "%s: %s", label, old.message);
+    room = sizeof old.message - 1 - strlen(old.message);
+    most = room < 5 ? 0 : room - 5 < 200 ? room - 5 : 200; /* 5 = "..." and ": " */
+    if (size <= most) return tool_fail(err, "%s: %s", label, old.message);
+    if (most > 0) return tool_fail(err, "...%s: %s", label + (size - most), old.message);
+    return false;
 }
 
 /* ---- checked sizes --------------------------------------------------------------------------- */
@@ -300,16 +302,12 @@ static TOOL_UNUSED void tool__sift(unsigned char *base, size_t root, size_t n, s
     memcpy(base + root * size, moving, size);
 }
 
-/* Heapsort: in place and O(n log n) whatever the input; some libraries' qsort is neither. Not
-   stable, so compare functions end with a tie-break. Sorted input costs one pass.              */
-static TOOL_UNUSED void tool_sort(void *base, size_t n, size_t size, tool_compare compare)
+static TOOL_UNUSED void tool__heapsort(unsigned char *p, size_t n, size_t size,
+                                       tool_compare compare)
 {
-    unsigned char *p = base;
     unsigned char spare[TOOL_SORT_MAX];
-    size_t i = 1;
+    size_t i;
 
-    while (i < n && compare(p + (i - 1) * size, p + i * size) <= 0) i++;
-    if (i >= n || size > TOOL_SORT_MAX) return;
     for (i = n / 2; i-- > 0;) tool__sift(p, i, n, size, compare);
     for (i = n - 1; i > 0; i--) {
         memcpy(spare, p, size);
@@ -317,6 +315,77 @@ static TOOL_UNUSED void tool_sort(void *base, size_t n, size_t size, tool_compar
         memcpy(p + i * size, spare, size);
         tool__sift(p, 0, i, size, compare);
     }
+}
+
+/* Splits n >= 3 elements around the median of three of them, which leaves elements on both sides;
+   returns how many are in front. */
+static TOOL_UNUSED size_t tool__split(unsigned char *p, size_t n, size_t size,
+                                      tool_compare compare)
+{
+    unsigned char pivot[TOOL_SORT_MAX], spare[TOOL_SORT_MAX];
+    unsigned char *a = p, *b = p + n / 2 * size, *c = p + (n - 1) * size, *low, *high;
+
+    if (compare(a, b) > 0) low = a, a = b, b = low;
+    if (compare(b, c) > 0) b = compare(a, c) > 0 ? a : c;
+    memcpy(pivot, b, size);
+    for (low = p, high = p + (n - 1) * size;; low += size, high -= size) {
+        while (compare(low, pivot) < 0) low += size;
+        while (compare(pivot, high) < 0) high -= size;
+        if (low >= high) return (size_t)(high - p) / size + 1;
+        memcpy(spare, low, size);
+        memcpy(low, high, size);
+        memcpy(high, spare, size);
+    }
+}
+
+static TOOL_UNUSED void tool__insert(unsigned char *p, size_t n, size_t size, tool_compare compare)
+{
+    unsigned char moving[TOOL_SORT_MAX];
+    size_t i, j;
+
+    for (i = 1; i < n; i++) {
+        memcpy(moving, p + i * size, size);
+        for (j = i; j > 0 && compare(p + (j - 1) * size, moving) > 0; j--)
+            memcpy(p + j * size, p + (j - 1) * size, size);
+        memcpy(p + j * size, moving, size);
+    }
+}
+
+/* In place and O(n log n) whatever the input, which qsort does not promise: quicksort that turns to
+   heapsort where it splits badly too often. Not stable, so compare functions end with a tie-break.
+   Sorted input costs one pass. Calls itself for the smaller side only: 64 deep at most.        */
+static TOOL_UNUSED void tool__sort(unsigned char *p, size_t n, size_t size, tool_compare compare,
+                                   int splits)
+{
+    while (n > 12) {
+        size_t front;
+        if (splits-- == 0) {
+            tool__heapsort(p, n, size, compare);
+            return;
+        }
+        front = tool__split(p, n, size, compare);
+        if (front < n - front) {
+            tool__sort(p, front, size, compare, splits);
+            p += front * size;
+            n -= front;
+        } else {
+            tool__sort(p + front * size, n - front, size, compare, splits);
+            n = front;
+        }
+    }
+    tool__insert(p, n, size, compare);
+}
+
+static TOOL_UNUSED void tool_sort(void *base, size_t n, size_t size, tool_compare compare)
+{
+    unsigned char *p = base;
+    size_t i = 1;
+    int splits = 8;
+
+    while (i < n && compare(p + (i - 1) * size, p + i * size) <= 0) i++;
+    if (i >= n || size > TOOL_SORT_MAX) return;
+    for (i = n; i > 1; i /= 2) splits += 2;
+    tool__sort(p, n, size, compare, splits);
 }
 
 /* A table from names to numbers: fill, sort, search. Ordered by hash first, for speed, then by the
@@ -867,7 +936,7 @@ static TOOL_UNUSED void tool_progress_update(tool_progress *progress, uint64_t d
 {
     double now = tool_seconds(), spent = now - progress->start;
     uint64_t total = progress->total;
-    char line[160], a[TOOL_HUMAN], b[TOOL_HUMAN], of[48] = "", left[48] = "";
+    char line[200], a[TOOL_HUMAN], b[TOOL_HUMAN], of[48] = "", left[48] = "";
 
     if (now - progress->last < (progress->terminal ? 0.1 : 5.0)) return;
     progress->last = now;
@@ -877,13 +946,14 @@ static TOOL_UNUSED void tool_progress_update(tool_progress *progress, uint64_t d
         tool_human(b, total);
     } else {
         snprintf(a, sizeof a, "%llu", (unsigned long long)done);
-        snprintf(b, sizeof b, "%llu %.9s", (unsigned long long)total, progress->unit);
+        snprintf(b, sizeof b, "%llu", (unsigned long long)total);
     }
     if (total > 0) snprintf(of, sizeof of, " of %s", b);
     if (total > done && done > 0 && spent > 1)
         snprintf(left, sizeof left, ", %.0f s left",
                  spent * ((double)total / (double)done - 1));
-    snprintf(line, sizeof line, "%.40s: %s%s%s", progress->label, a, of, left);
+    snprintf(line, sizeof line, "%.40s: %s%s%s%.9s%s", progress->label, a, of,
+             progress->unit != NULL ? " " : "", progress->unit != NULL ? progress->unit : "", left);
     if (progress->terminal)
         fprintf(stderr, "\r%-78.78s", line);
     else

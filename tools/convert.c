@@ -199,7 +199,7 @@ static bool plan_one(checkpoint *in, size_t index, tool_error *err)
         if (found == NULL || !float_dtype(found, &dtype, err)) return false;
         plan->source[i] = found;
         in->used[found - in->files.tensors] = true;
-        in->n_parameters += found->count;
+        if (strstr(tensor->name, ".running_") == NULL) in->n_parameters += found->count;
         in->n_bytes += found->size;
         tensor->source_dtype = i == 0 ? dtype : wider(dtype, tensor->source_dtype);
     }
@@ -490,7 +490,9 @@ typedef struct slot {
     uint64_t            size;     /* floats that have room */
     const monet_tensor *tensor;
     int64_t             count, columns;
-    uint64_t            bytes;    /* of the input that these rows were */
+    uint64_t            bytes;      /* of the input that these rows were */
+    uint64_t            n_broken;   /* NaN and infinity */
+    uint64_t            n_overflow; /* finite, but infinite in the new dtype */
 } slot;
 
 typedef struct stream {
@@ -498,8 +500,8 @@ typedef struct stream {
     const st_file  *files;
     unsigned char  *raw;          /* a block as the checkpoint has it */
     uint64_t        raw_size;
-    uint64_t        n_broken;     /* NaN and infinity, in the tensor at hand */
-    uint64_t        n_overflow;   /* finite, but infinite in the new dtype */
+    uint64_t        n_broken;     /* as in a slot, of the tensor at hand */
+    uint64_t        n_overflow;
     int             n_warnings;
     uint64_t        done;         /* bytes of the input */
     tool_progress   progress;
@@ -560,6 +562,42 @@ static slot *begin_rows(stream *s, uint64_t n_floats, tool_error *err)
     return next->rows == NULL ? NULL : next;
 }
 
+/* Bits without sign from which on a float becomes infinite in a dtype. */
+static int32_t infinite_from(monet_dtype dtype)
+{
+    return dtype == MONET_F16 ? 0x477FF000 : dtype == MONET_BF16 ? 0x7F7F8000 : 0x7F800000;
+}
+
+static int32_t float_bits(float x)
+{
+    int32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7FFFFFFF;
+}
+
+/* Most rows have none of these and are done with in the first loop, which compilers vectorise. */
+static void count_broken(slot *full)
+{
+    const int32_t limit = infinite_from(full->tensor->dtype);
+    const float *x = full->rows;
+    const size_t n = (size_t)(full->count * full->columns);
+    int32_t lane[16] = {0}, found = 0;
+    size_t i, k;
+
+    for (i = 0; i + 16 <= n; i += 16)
+        for (k = 0; k < 16; k++) lane[k] |= (limit - 1 - float_bits(x[i + k])) >> 31;
+    for (; i < n; i++) found |= float_bits(x[i]) >= limit;
+    for (k = 0; k < 16; k++) found |= lane[k];
+    full->n_broken = full->n_overflow = 0;
+    if (!found) return;
+    for (i = 0; i < n; i++) {
+        int32_t bits = float_bits(x[i]);
+        full->n_broken += bits >= 0x7F800000;
+        full->n_overflow += bits >= limit && bits < 0x7F800000;
+    }
+}
+
 /* Reader: the slot is full. */
 static void end_rows(stream *s, slot *full, const monet_tensor *tensor, int64_t count,
                      int64_t columns, uint64_t bytes)
@@ -568,6 +606,7 @@ static void end_rows(stream *s, slot *full, const monet_tensor *tensor, int64_t 
     full->count = count;
     full->columns = columns;
     full->bytes = bytes;
+    count_broken(full);
     pthread_mutex_lock(&s->lock);
     s->n_filled++;
     pthread_cond_signal(&s->changed);
@@ -641,10 +680,10 @@ static bool read_plain(stream *s, const monet_tensor *tensor, const st_tensor *s
 
 /* ---- the stream of weights: V ----------------------------------------------------------------
    A row of V in the .monet file is a column of the checkpoint. A block of columns is read at a
-   time, of both sources of a vertical layer, and transposed in tiles of 16 x 32: 16 floats are a
-   cache line of the output, 32 numbers one or two of the input.                                 */
+   time, of both sources of a vertical layer, and transposed in tiles of 16 x 64: 16 floats are a
+   cache line of the output, 64 numbers two or four of the input.                                */
 
-enum { TILE_ROWS = 16, TILE_COLUMNS = 32 }; /* of the checkpoint */
+enum { TILE_ROWS = 16, TILE_COLUMNS = 64 }; /* of the checkpoint */
 
 typedef struct block {      /* columns first..first+count-1 of each source, in stream.raw */
     const plan_tensor *plan;
@@ -677,7 +716,7 @@ static bool read_block(stream *s, const block *b, tool_error *err)
     return true;
 }
 
-/* Up to 16 x 32 numbers from `raw`, whose rows are `stride` bytes apart, turned on their side. */
+/* Up to 16 x 64 numbers from `raw`, whose rows are `stride` bytes apart, turned on their side. */
 static void turn_tile(float tile[TILE_COLUMNS][TILE_ROWS], const unsigned char *raw, size_t stride,
                       monet_dtype dtype, int64_t n_rows, int64_t n_columns)
 {
@@ -690,28 +729,39 @@ static void turn_tile(float tile[TILE_COLUMNS][TILE_ROWS], const unsigned char *
     }
 }
 
-/* Columns from..from+n-1 of the block's source `which` into their rows of the tensor; the first of
-   `rows` is row `base`. */
+/* Rows row..row+n_rows-1, at most 16, of the block's source `which`, columns from..from+n-1, into
+   their rows of the tensor; the first of `rows` is row `base`. */
 static void turn_strip(float *rows, const unsigned char *raw, const block *b, int32_t which,
-                       int64_t from, int64_t n, int64_t base)
+                       int64_t row, int64_t n_rows, int64_t from, int64_t n, int64_t base)
 {
     float tile[TILE_COLUMNS][TILE_ROWS];
     size_t size = monet_dtype_size(b->dtype[which]);
     size_t stride = (size_t)b->count * size;
-    float *target[TILE_COLUMNS];
-    int64_t row, column, n_rows;
+    int64_t column, width, k;
 
-    for (column = 0; column < n; column++) {
-        int64_t place = hf_place(&b->plan->map, which, b->first + from + column) - base;
-        target[column] = rows + place * b->height;
+    raw += b->start[which] + (size_t)row * stride;
+    for (column = from; column < from + n; column += width) {
+        width = from + n - column < TILE_COLUMNS ? from + n - column : TILE_COLUMNS;
+        turn_tile(tile, raw + (size_t)column * size, stride, b->dtype[which], n_rows, width);
+        for (k = 0; k < width; k++) {
+            int64_t place = hf_place(&b->plan->map, which, b->first + column + k) - base;
+            memcpy(rows + place * b->height + row, tile[k], (size_t)n_rows * sizeof(float));
+        }
     }
-    raw += b->start[which] + (size_t)from * size;
-    for (row = 0; row < b->height; row += n_rows) {
-        n_rows = b->height - row < TILE_ROWS ? b->height - row : TILE_ROWS;
-        turn_tile(tile, raw + (size_t)row * stride, stride, b->dtype[which], n_rows, n);
-        for (column = 0; column < n; column++)
-            memcpy(target[column] + row, tile[column], (size_t)n_rows * sizeof(float));
-    }
+}
+
+/* Columns from..from+n-1 of all sources, as rows of the tensor. */
+static void turn_columns(float *rows, const unsigned char *raw, const block *b, int64_t from,
+                         int64_t n)
+{
+    int32_t which, n_sources = b->plan->map.n_sources;
+    int64_t row, n_rows, base = (b->first + from) * n_sources;
+
+    for (which = 0; which < n_sources; which++)
+        for (row = 0; row < b->height; row += n_rows) {
+            n_rows = b->height - row < TILE_ROWS ? b->height - row : TILE_ROWS;
+            turn_strip(rows, raw, b, which, row, n_rows, from, n, base);
+        }
 }
 
 /* Sends the block on, `most` columns of each source at a time. */
@@ -719,21 +769,16 @@ static bool send_block(stream *s, const monet_tensor *tensor, const block *b, in
                        tool_error *err)
 {
     int32_t n_sources = b->plan->map.n_sources, which;
-    int64_t from, n, at, strip;
+    int64_t from, n;
 
     for (from = 0; from < b->count; from += n) {
         slot *next = begin_rows(s, (uint64_t)(most * n_sources * b->height), err);
         uint64_t bytes = 0;
         if (next == NULL) return false;
         n = b->count - from < most ? b->count - from : most;
-        for (which = 0; which < n_sources; which++) {
+        turn_columns(next->rows, s->raw, b, from, n);
+        for (which = 0; which < n_sources; which++)
             bytes += (uint64_t)(n * b->height) * monet_dtype_size(b->dtype[which]);
-            for (at = 0; at < n; at += strip) {
-                strip = n - at < TILE_COLUMNS ? n - at : TILE_COLUMNS;
-                turn_strip(next->rows, s->raw, b, which, from + at, strip,
-                           (b->first + from) * n_sources);
-            }
-        }
         end_rows(s, next, tensor, n * n_sources, b->height, bytes);
     }
     return true;
@@ -782,39 +827,6 @@ static bool read_turned(stream *s, const monet_tensor *tensor, const plan_tensor
 
 /* ---- the stream of weights: writing ---------------------------------------------------------- */
 
-/* Bits without sign from which on a float becomes infinite in a dtype. */
-static int32_t infinite_from(monet_dtype dtype)
-{
-    return dtype == MONET_F16 ? 0x477FF000 : dtype == MONET_BF16 ? 0x7F7F8000 : 0x7F800000;
-}
-
-static int32_t float_bits(float x)
-{
-    int32_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    return bits & 0x7FFFFFFF;
-}
-
-/* Most rows have none of these and are done with in the first loop, which compilers vectorise. */
-static void count_broken(stream *s, const float *x, size_t n, monet_dtype dtype)
-{
-    const int32_t limit = infinite_from(dtype);
-    int32_t lane[16] = {0}, found = 0;
-    size_t i, k;
-
-    for (i = 0; i + 16 <= n; i += 16)
-        for (k = 0; k < 16; k++) lane[k] |= (limit - 1 - float_bits(x[i + k])) >> 31;
-    for (; i < n; i++) found |= float_bits(x[i]) >= limit;
-    for (k = 0; k < 16; k++) found |= lane[k];
-    if (!found) return;
-    for (i = 0; i < n; i++) {
-        int32_t bits = float_bits(x[i]);
-        s->n_broken += bits >= 0x7F800000;
-        s->n_overflow += bits >= limit && bits < 0x7F800000;
-    }
-}
-
 static void report_broken(stream *s, const monet_tensor *tensor)
 {
     char n[TOOL_HUMAN];
@@ -862,7 +874,8 @@ static bool write_rows(stream *s, tool_error *err)
         if (interrupted) return tool_fail(err, "interrupted: nothing was written");
         if (full->tensor != tensor && tensor != NULL) report_broken(s, tensor);
         tensor = full->tensor;
-        count_broken(s, full->rows, (size_t)(full->count * full->columns), tensor->dtype);
+        s->n_broken += full->n_broken;
+        s->n_overflow += full->n_overflow;
         if (monet_writer_rows(s->writer, full->rows, full->count, &problem) != MONET_OK)
             return fail_monet(err, &problem);
         s->done += full->bytes;
@@ -1352,7 +1365,8 @@ static void info_sizes(const monet_model *model, const char *path)
 
     for (i = 0; i < n; i++) {
         const monet_tensor *t = monet_model_tensor(model, i);
-        parameters += (uint64_t)t->shape[0] * (uint64_t)(t->n_dims == 1 ? 1 : t->shape[1]);
+        if (strstr(t->name, ".running_") == NULL) /* statistics are not trained */
+            parameters += (uint64_t)t->shape[0] * (uint64_t)(t->n_dims == 1 ? 1 : t->shape[1]);
     }
     if (stat(path, &status) == 0)
         printf("file          %s: %s, %s parameters in %lu tensors\n", path,

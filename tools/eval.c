@@ -75,17 +75,19 @@ static bool score_window(evaluation *e, const int32_t *stream, size_t first, siz
     return true;
 }
 
-/* Bytes of the text of these tokens; adds them to the score. */
-static bool count_bytes(evaluation *e, const int32_t *tokens, size_t n, tool_error *err)
+/* Adds the bytes of stream[1..n] to the score: those of the whole text without those of stream[0],
+   since decoding drops a space at the beginning of a text, but not in the middle.              */
+static bool count_bytes(evaluation *e, const int32_t *stream, size_t n, tool_error *err)
 {
-    size_t bytes = 0;
+    size_t first = 0, all = 0;
     monet_result result;
 
     if (e->tokenizer == NULL) return true;
-    result = monet_tokenizer_decode(e->tokenizer, tokens, n, NULL, 0, &bytes);
+    result = monet_tokenizer_decode(e->tokenizer, stream, n + 1, NULL, 0, &all);
     if (result != MONET_OK && result != MONET_ERROR_CAPACITY)
         return tool_fail(err, "%.200s: a token is not in the tokenizer", e->path);
-    e->now.bytes += bytes;
+    monet_tokenizer_decode(e->tokenizer, stream, 1, NULL, 0, &first);
+    e->now.bytes += all - first;
     return true;
 }
 
@@ -101,7 +103,7 @@ static bool score_stream(evaluation *e, const int32_t *stream, size_t n, tool_er
         end = n - first < context ? n : first + context;
         if (!score_window(e, stream, first, end, known, err)) return false;
     }
-    return count_bytes(e, stream + 1, n, err);
+    return count_bytes(e, stream, n, err);
 }
 
 static bool enough(const evaluation *e)
@@ -206,6 +208,8 @@ static bool score_rows(evaluation *e, const st_file *file, tool_error *err)
     if (t->n_dims != 2 || t->shape[1] < 2)
         return tool_fail(err, "%.200s: tokens is %s, expected (B,T) with T at least 2", e->path,
                          st_shape(shape, t->n_dims, t->shape));
+    if (e->set.max_tokens == 0)
+        e->progress.total = (uint64_t)t->shape[0] * ((uint64_t)t->shape[1] - 1);
     wide = tool_alloc((uint64_t)t->shape[1], sizeof *wide, err);
     tokens = tool_alloc((uint64_t)t->shape[1], sizeof *tokens, err);
     ok = wide != NULL && tokens != NULL;
@@ -245,7 +249,7 @@ static bool score_file(evaluation *e, tool_error *err)
 
     memset(&e->now, 0, sizeof e->now);
     e->now.has_bytes = e->tokenizer != NULL;
-    tool_progress_begin(&e->progress, "scored", "tokens", (uint64_t)e->set.max_tokens);
+    tool_progress_begin(&e->progress, "tokens scored", "tokens", (uint64_t)e->set.max_tokens);
     if (e->set.quiet) e->progress.last = 1e300; /* the next line is never due */
     ok = is_token_file(e->path) ? score_token_file(e, err) : score_text(e, err);
     tool_progress_end(&e->progress);

@@ -560,18 +560,14 @@ static TOOL_UNUSED bool json__document(json__parser *p)
    one of , : [ { outside a string.                                                             */
 static TOOL_UNUSED uint64_t json__bound(const char *text, size_t size)
 {
+    static const unsigned char counts[256] = {[','] = 1, [':'] = 1, ['['] = 1, ['{'] = 1};
     uint64_t n = 1;
     size_t i;
-    bool quoted = false;
 
     for (i = 0; i < size; i++) {
-        char c = text[i];
-        if (c == '"')
-            quoted = !quoted;
-        else if (quoted)
-            i += c == '\\';
-        else
-            n += c == ',' || c == ':' || c == '[' || c == '{';
+        n += counts[(unsigned char)text[i]];
+        if (text[i] != '"') continue;
+        for (i++; i < size && text[i] != '"'; i++) i += text[i] == '\\';
     }
     return n;
 }

@@ -133,13 +133,20 @@ static TOOL_UNUSED int64_t run_processors(void)
     return n < 1 ? 1 : n > 256 ? 256 : n;
 }
 
-/* Loads a file that has to hold weights. */
-static TOOL_UNUSED bool run_load(const char *path, monet_model **model, tool_error *err)
+/* Loads a file; the message of a failure names it. */
+static TOOL_UNUSED bool run_load_any(const char *path, monet_model **model, tool_error *err)
 {
     monet_error why = {{0}, MONET_OK};
 
-    if (monet_model_load(path, NULL, model, &why) != MONET_OK)
-        return tool_fail(err, "%s", why.message);
+    if (monet_model_load(path, NULL, model, &why) == MONET_OK) return true;
+    tool_fail(err, "%s", why.message);
+    return strstr(why.message, path) != NULL ? false : tool_prefix(err, path);
+}
+
+/* Loads a file that has to hold weights. */
+static TOOL_UNUSED bool run_load(const char *path, monet_model **model, tool_error *err)
+{
+    if (!run_load_any(path, model, err)) return false;
     if (monet_model_arch(*model) == NULL)
         return tool_fail(err, "%.300s holds a tokenizer, but no model", path);
     return true;

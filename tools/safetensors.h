@@ -604,8 +604,8 @@ static TOOL_UNUSED bool st__open_folder(st_file *file, const char *folder, tool_
     if (tool_has(folder, "model.safetensors.index.json"))
         return st__open_shards(file, folder, err);
     if (tool_has(folder, "pytorch_model.bin") || tool_has(folder, "pytorch_model.bin.index.json"))
-        return tool_fail(err, "only pytorch_model.bin, which is a program to be run, not data. Run "
-            "this in the folder: python3 -c \"import glob,torch,safetensors.torch as s;"
+        return tool_fail(err, "only pytorch_model.bin, which is a program, not data. Run this "
+            "in the folder: python3 -c \"import glob,torch,safetensors.torch as s;"
             "s.save_file({k:v.clone().contiguous() for f in glob.glob('pytorch_model*.bin') "
             "for k,v in torch.load(f,map_location='cpu',weights_only=True).items()},"
             "'model.safetensors',{'format':'pt'})\"");
