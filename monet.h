@@ -547,8 +547,10 @@ typedef struct monet_generate_config {
     /* Gets whole UTF-8 characters, not terminated; a byte that is not UTF-8 comes as U+FFFD. May
        hold text back until it cannot be part of a stop string. false = stop.                     */
     bool (*text_fn)(void *user, const char *text, size_t size);
-    /* Gets each token as it is drawn, before it is evaluated. false = stop. NULL is allowed. */
+    /* Gets each token as it is drawn, before it is evaluated. false = stop. NULL is allowed.
+       logprob is as in monet_session_sample if `logprobs` asks for it, else 0.                    */
     bool (*token_fn)(void *user, int32_t token, float logprob);
+    bool  logprobs;
     void *user;
 } monet_generate_config;
 
@@ -660,6 +662,12 @@ static void monet__free(const monet_host *host, void *ptr, uint64_t size)
     if (!ptr) return;
     if (host->free_fn) host->free_fn(host->user, ptr, (size_t)size);
     else free(ptr);
+}
+
+/* The place of an object in a block with 64 bytes to spare: allocators need not align. */
+static char *monet__align(void *block)
+{
+    return (char *)block + (64 - (uintptr_t)block % 64) % 64;
 }
 
 typedef struct monet__arena {
@@ -777,9 +785,8 @@ static float monet__from_bf16(uint16_t h) { return monet__float((uint32_t)h << 1
 
 static uint16_t monet__to_bf16(float f)
 {
-    uint32_t u = monet__bits(f);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 64);
-    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+    uint32_t u = monet__bits(f), rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 64 : rounded);
 }
 
 /* The exponent is moved by a multiplication, which also normalises what is subnormal in f16. */
@@ -999,7 +1006,9 @@ static size_t monet__panel_size(const monet_tensor *t)
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
 {
     size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
+    if (!tensor) return 0;
+    if (tensor->layout == MONET_ROWS || tensor->panel < 1)
+        return r * (size_t)monet__cols(tensor) + c;
     rows = monet__panel_rows(tensor);
     p = r / (size_t)tensor->panel;
     r %= (size_t)tensor->panel;
@@ -1331,7 +1340,7 @@ static size_t monet__tok_plain(char *out, const char *s, size_t n)
 static const uint64_t MONET__TOK_BASE = 0x9E3779B97F4A7C15u;
 static const uint64_t MONET__TOK_UNBASE = 0xF1DE83E19937733Du; /* BASE * UNBASE = 1 mod 2^64 */
 
-static inline uint64_t monet__tok_step(uint64_t hash, char c)
+static uint64_t monet__tok_step(uint64_t hash, char c)
 {
     return hash * MONET__TOK_BASE + (uint8_t)c + 1;
 }
@@ -1344,19 +1353,19 @@ static uint64_t monet__tok_hash(const char *s, size_t n)
     return hash;
 }
 
-static inline uint64_t monet__tok_mix(uint64_t x)
+static uint64_t monet__tok_mix(uint64_t x)
 {
     x = (x ^ x >> 32) * 0xD6E8FEB86659FD93u;
     return x ^ x >> 32;
 }
 
 /* Where to start in a table of n. It has PROBES more places at its end, the last always free. */
-static inline size_t monet__tok_home(uint64_t mixed, uint32_t n)
+static size_t monet__tok_home(uint64_t mixed, uint32_t n)
 {
     return (size_t)((mixed >> 32) * n >> 32);
 }
 
-static inline size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left, int32_t right)
+static size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left, int32_t right)
 {
     return monet__tok_home(monet__tok_mix(((uint64_t)left << 32 | (uint32_t)right) *
                                           MONET__TOK_BASE), t->n_pairs);
@@ -1364,7 +1373,7 @@ static inline size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left
 
 /* ---- tokenizer: the tables ------------------------------------------------------------------- */
 
-static inline const monet__tok_pair *monet__tok_find(const monet_tokenizer *t,
+static const monet__tok_pair *monet__tok_find(const monet_tokenizer *t,
                                                      int32_t left, int32_t right)
 {
     const monet__tok_pair *pair;
@@ -1459,7 +1468,7 @@ static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
         return monet__tok_fail(t, id, "type", p->type, "1 to 6", err);
     }
     if ((monet__bits(p->score) & 0x7F800000u) == 0x7F800000u) {
-        return monet__tok_fail(t, id, "exponent of the score", 255, "at most 254", err);
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: score is not finite", id);
     }
     while (i < p->size && code != MONET__TOK_NONE) {
         i += monet__tok_char(t->blob + p->offset + i, p->size - i, &code);
@@ -1703,18 +1712,19 @@ typedef struct monet__tok_out {
     const char *end;            /* of the text */
     monet__tok_node *nodes;     /* scratch memory, taken for the first long word ... */
     uint64_t *heap;
+    void *block;                /* both lie in */
     size_t scratch_size;        /* ... and enough for the longest */
     monet_result result;
 } monet__tok_out;
 
-static inline void monet__tok_push(monet__tok_out *out, int32_t token)
+static void monet__tok_push(monet__tok_out *out, int32_t token)
 {
     if (out->count < out->capacity) out->tokens[out->count] = token;
     out->count++;
 }
 
 /* A symbol that is no piece becomes its n bytes; only the prefix space has none in the text. */
-static inline void monet__tok_emit(monet__tok_out *out, int32_t symbol, const char *s, size_t n)
+static void monet__tok_emit(monet__tok_out *out, int32_t symbol, const char *s, size_t n)
 {
     size_t i;
     if (symbol >= 0) {
@@ -1726,7 +1736,7 @@ static inline void monet__tok_emit(monet__tok_out *out, int32_t symbol, const ch
     }
 }
 
-static inline void monet__tok_rate(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+static void monet__tok_rate(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
 {
     int32_t a = nodes[i].symbol, b = nodes[i].next < 0 ? -1 : nodes[nodes[i].next].symbol;
     const monet__tok_pair *pair = monet__tok_find(t, a, b);
@@ -1735,7 +1745,7 @@ static inline void monet__tok_rate(const monet_tokenizer *t, monet__tok_node *no
 }
 
 /* Joins node i with the next one. Only i and the node before it have new priorities. */
-static inline void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+static void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
 {
     int32_t gone = nodes[i].next, next = nodes[gone].next;
     nodes[i].symbol = nodes[i].result;
@@ -1829,7 +1839,7 @@ static void monet__tok_merge_heap(const monet_tokenizer *t, monet__tok_node *nod
     }
 }
 
-static inline bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
+static bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
 {
     return t->joins[(uint8_t)x * 32 + (uint8_t)y / 8] >> ((uint8_t)y & 7) & 1;
 }
@@ -1845,9 +1855,10 @@ static bool monet__tok_scratch(monet__tok_out *out, const char *s)
         start = s;
     }
     n++; /* the prefix */
-    out->scratch_size = n * (2 * sizeof(uint64_t) + sizeof(monet__tok_node));
+    out->scratch_size = n * (2 * sizeof(uint64_t) + sizeof(monet__tok_node)) + 64;
     if (n <= MONET__TOK_MAX_TEXT && n <= SIZE_MAX / 64) {
-        out->heap = (uint64_t *)monet__alloc(&out->t->host, out->scratch_size);
+        out->block = monet__alloc(&out->t->host, out->scratch_size);
+        if (out->block) out->heap = (uint64_t *)(void *)monet__align(out->block);
     }
     if (out->heap) out->nodes = (monet__tok_node *)(void *)(out->heap + 2 * n);
     else out->result = MONET_ERROR_MEMORY;
@@ -2058,7 +2069,7 @@ MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *t, const ch
         monet__tok_encode(&out, text, text_size, flags);
     }
     if ((flags & MONET_ADD_EOS) && t->eos_id >= 0) monet__tok_push(&out, t->eos_id);
-    monet__free(&t->host, out.heap, out.scratch_size);
+    monet__free(&t->host, out.block, out.scratch_size);
     if (out.result != MONET_OK) return out.result;
     *count = out.count;
     return out.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
@@ -2567,7 +2578,7 @@ typedef struct monet__moe {
     monet_real *gates;          /* (max_tokens,2,H,N): logits first, gates after */
     uint16_t   *active;         /* (max_tokens,2,N): I and J, ascending */
     int32_t    *n_active;       /* (max_tokens,2) */
-    bool       *bad;            /* (max_tokens): a router logit was not finite */
+    bool       *bad;            /* (max_tokens,2): a router logit was not finite */
     /* routing of the chunk first..end-1 */
     int         first, end;
     uint32_t   *slot;           /* (max_tokens,2) first slot of a token */
@@ -2593,7 +2604,7 @@ static void monet__moe_layout(monet__moe *moe, monet__arena *arena, int n_tasks,
     moe->gates = (monet_real *)monet__take(arena, kept * 2 * H * N, sizeof *moe->gates);
     moe->active = (uint16_t *)monet__take(arena, kept * 2 * N, sizeof *moe->active);
     moe->n_active = (int32_t *)monet__take(arena, kept * 2, sizeof *moe->n_active);
-    moe->bad = (bool *)monet__take(arena, tokens, sizeof *moe->bad);
+    moe->bad = (bool *)monet__take(arena, tokens * 2, sizeof *moe->bad);
     moe->slot = (uint32_t *)monet__take(arena, tokens * 2, sizeof *moe->slot);
     moe->pair = (size_t *)monet__take(arena, tokens, sizeof *moe->pair);
     moe->p = (monet_real *)monet__take(arena, moe->max_pairs, sizeof *moe->p);
@@ -3108,6 +3119,7 @@ enum { MONET__S_ARCH = 1, MONET__S_TENSORS, MONET__S_TOKENIZER, MONET__S_METADAT
 
 struct monet_model {
     monet_host      host;
+    void           *arena;      /* the block that this struct lies in */
     uint64_t        arena_size;
     bool            has_weights, has_tokenizer;
     monet_arch      arch;
@@ -3455,6 +3467,7 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
                                 monet_model **out, monet_error *err)
 {
     monet_model *model;
+    void        *arena;
     uint64_t     size, need = 0;
     monet_result result = monet__load_magic(draft->base, draft->size, err);
     if (result == MONET_OK) result = monet__load_sections(draft, err);
@@ -3465,16 +3478,18 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
     if (!monet__add(&need, size, draft->size) || (config->max_bytes && need > config->max_bytes))
         return monet__fail(err, MONET_ERROR_MEMORY, "model needs %U bytes, max_bytes is %U", need,
                            config->max_bytes);
-    model = (monet_model *)monet__alloc(&draft->host, size + 64);
-    if (!model) return monet__no_memory(err, "model", size + 64);
+    arena = monet__alloc(&draft->host, size + 64);
+    if (!arena) return monet__no_memory(err, "model", size + 64);
+    draft->arena = arena;
+    draft->arena_size = size + 64;
+    model = (monet_model *)(void *)monet__align(arena);
     *model = *draft;
-    model->arena_size = size + 64;
     (void)monet__model_layout(model, (char *)model);
     model->tokenizer.host = model->host;
     result = monet__load_tables(model, err);
     if (result == MONET_OK && config->verify && model->has_weights)
         result = monet_model_verify(model, err);
-    if (result != MONET_OK) monet__free(&model->host, model, size + 64);
+    if (result != MONET_OK) monet__free(&draft->host, arena, size + 64);
     else *out = model;
     return result;
 }
@@ -3491,7 +3506,6 @@ static monet_result monet__load_begin(monet_model *draft, monet_model_config *fu
     if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float))
         return monet__fail(err, MONET_ERROR_UNSUPPORTED, "this build (big-endian, or MONET_REAL "
                            "not float) loads no files");
-    draft->host = config ? config->host : full->host;
     return monet__config(full, sizeof *full, config, err);
 }
 
@@ -3541,7 +3555,7 @@ MONET_API void monet_model_free(monet_model *model)
     else
 #endif
         monet__free(&host, model->block, model->block_size);
-    monet__free(&host, model, model->arena_size);
+    monet__free(&host, model->arena, model->arena_size);
 }
 
 MONET_API const monet_arch *monet_model_arch(const monet_model *model)
@@ -3626,6 +3640,7 @@ static bool monet__file_write(monet__file file, const void *data, size_t size)
     while (size) {
         ssize_t n = write(file, p, size < (1u << 30) ? size : (1u << 30));
         if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO;
         if (n <= 0) return false;
         p += n, size -= (size_t)n;
     }
@@ -3636,11 +3651,23 @@ static bool monet__file_rewind(monet__file file) { return lseek(file, 0, SEEK_SE
 
 static bool monet__file_close(monet__file file, bool sync)
 {
-    bool synced = !sync || fsync(file) == 0;
-    int  reason = errno;
-    bool closed = close(file) == 0;
+    bool synced = true, closed;
+    int  reason;
+    if (sync)
+        do synced = fsync(file) == 0;
+        while (!synced && errno == EINTR); /* not a failure yet: nothing was dropped */
+    reason = errno;
+    closed = close(file) == 0 || errno == EINTR; /* then it is closed all the same */
     if (!synced) errno = reason;
     return synced && closed;
+}
+
+static int monet__open(const char *path, int flags)
+{
+    int file;
+    do file = open(path, flags | MONET__CLOEXEC, 0666);
+    while (file < 0 && errno == EINTR);
+    return file;
 }
 
 static void monet__sync_folder(char *path) /* path is changed and put back */
@@ -3648,7 +3675,7 @@ static void monet__sync_folder(char *path) /* path is changed and put back */
     char *slash = strrchr(path, '/'), kept = slash ? slash[1] : 0;
     int   fd;
     if (slash) slash[1] = 0;
-    fd = open(slash ? path : ".", O_RDONLY | MONET__CLOEXEC);
+    fd = monet__open(slash ? path : ".", O_RDONLY);
     if (slash) slash[1] = kept;
     if (fd < 0) return; /* some file systems have no folders to sync */
     (void)fsync(fd);
@@ -3657,7 +3684,7 @@ static void monet__sync_folder(char *path) /* path is changed and put back */
 
 static monet__file monet__file_create(const char *path)
 {
-    return open(path, O_WRONLY | O_CREAT | O_EXCL | MONET__CLOEXEC, 0666);
+    return monet__open(path, O_WRONLY | O_CREAT | O_EXCL);
 }
 
 static int monet__process(void) { return (int)getpid(); }
@@ -3691,6 +3718,7 @@ static bool monet__file_rename(const char *from, const char *to)
 
 struct monet_writer {
     monet_host    host;
+    void         *arena;       /* the block that this struct lies in */
     uint64_t      arena_size;
     monet__file   file;
     char         *path, *temp;
@@ -3908,11 +3936,11 @@ static monet_result monet__writer_tokenizer(const monet_host *host,
     monet__emit_tokenizer(&sink, data);
     result = monet__tok_open(&t, sink.p, size, err);
     if (result == MONET_OK) {
-        index = monet__alloc(host, t.index_size);
-        t.pairs = (monet__tok_pair *)index;
+        index = monet__alloc(host, t.index_size + 64);
+        if (index) t.pairs = (monet__tok_pair *)(void *)monet__align(index);
         result = index ? monet__tok_build(&t, INT32_MAX, err)
-                       : monet__no_memory(err, "tokenizer", t.index_size);
-        monet__free(host, index, t.index_size);
+                       : monet__no_memory(err, "tokenizer", t.index_size + 64);
+        monet__free(host, index, t.index_size + 64);
     }
     monet__free(host, sink.p, size);
     return result;
@@ -4009,9 +4037,10 @@ static monet_writer *monet__writer_layout(monet_writer *draft, const monet_write
         draft->header = (uint8_t *)monet__take(&arena, draft->header_size, 1);
         if (arena.overflow) return NULL;
         if (pass) break;
-        draft->arena_size = arena.used;
-        block = (char *)monet__alloc(&draft->host, arena.used);
-        if (!block) return NULL;
+        draft->arena_size = arena.used + 64;
+        draft->arena = monet__alloc(&draft->host, draft->arena_size);
+        if (!draft->arena) return NULL;
+        block = monet__align(draft->arena);
     }
     memcpy(block, draft, sizeof *draft);
     return (monet_writer *)(void *)block;
@@ -4072,22 +4101,31 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
     return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
 }
 
-/* One row into its place in the panel: monet_tensor_place for a whole row. */
+/* One row into its place in the panel: monet_tensor_place for a whole row, a group at a time. */
 static void monet__pack_row(const monet_tensor *t, char *panel, int64_t row, const float *x)
 {
-    size_t columns = (size_t)monet__cols(t), at = 0;
+    size_t columns = (size_t)monet__cols(t), size = monet_dtype_size(t->dtype);
+    size_t step = monet__panel_rows(t) * MONET__GROUP, at;
+    bool   pairs = t->layout == MONET_SUMS && t->dtype == MONET_BF16;
     if (t->layout == MONET_ROWS) {
         (void)monet_convert(panel, t->dtype, x, MONET_F32, columns);
         return;
     }
-    for (size_t c = 0; c < columns; c += MONET__GROUP) {
-        size_t n = columns - c < MONET__GROUP ? columns - c : MONET__GROUP;
-        at = monet_tensor_place(t, row % t->panel, (int64_t)c);
-        for (size_t k = 0; k < n; ++k) {
-            size_t to = k;
-            if (t->layout == MONET_SUMS) to = t->dtype == MONET_BF16 ? 2 * k : k;
-            else if (t->dtype != MONET_BF16) to = monet__split(k);
-            monet__put(panel, t->dtype, at + to, x[c + k]);
+    at = monet_tensor_place(t, row % t->panel, 0);
+    for (size_t c = 0; c < columns; c += MONET__GROUP, at += step) {
+        float    group[MONET__GROUP] = {0};
+        uint16_t half[MONET__GROUP];
+        memcpy(group, x + c, (columns - c < MONET__GROUP ? columns - c : MONET__GROUP) * 4);
+        for (int k = 0; t->dtype == MONET_BF16 && k < MONET__GROUP; ++k)
+            half[k] = monet__to_bf16(group[k]);
+        if (t->dtype == MONET_BF16 && !pairs) {
+            memcpy(panel + at * size, half, sizeof half);
+            continue;
+        }
+        for (size_t k = 0; k < MONET__GROUP; ++k) {
+            size_t to = at + (t->layout == MONET_PANELS ? monet__split(k) : k);
+            if (pairs) memcpy(panel + (at + 2 * k) * size, &half[k], sizeof half[k]);
+            else monet__put(panel, t->dtype, to, group[k]);
         }
     }
 }
@@ -4180,7 +4218,7 @@ MONET_API void monet_writer_free(monet_writer *writer)
         (void)remove(writer->temp);
     }
     host = writer->host;
-    monet__free(&host, writer, writer->arena_size);
+    monet__free(&host, writer->arena, writer->arena_size);
 }
 
 MONET_API monet_result monet_model_save(const monet_model *model, const char *path,
@@ -4210,7 +4248,7 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
 static monet_result monet__open_file(const char *path, int *file, uint64_t *size, monet_error *err)
 {
     struct stat info;
-    *file = open(path, O_RDONLY | O_NONBLOCK | MONET__CLOEXEC); /* a FIFO must not hang */
+    *file = monet__open(path, O_RDONLY | O_NONBLOCK); /* a FIFO must not hang */
     if (*file < 0) return monet__io_fail(err, "open", path);
     if (fstat(*file, &info) || !S_ISREG(info.st_mode)) {
         (void)close(*file);
@@ -4271,10 +4309,8 @@ static monet_result monet__copy_file(monet_model *draft, monet__file file, const
     draft->block_size = draft->size + 64;
     draft->block = monet__alloc(&draft->host, draft->block_size);
     if (!draft->block) return monet__no_memory(err, "model file", draft->block_size);
-    draft->base = (const uint8_t *)draft->block + (64 - (uintptr_t)draft->block % 64) % 64;
-    if (monet__read_all(file, (char *)draft->block + (draft->base - (uint8_t *)draft->block),
-                        draft->size))
-        return MONET_OK;
+    draft->base = (const uint8_t *)monet__align(draft->block);
+    if (monet__read_all(file, monet__align(draft->block), draft->size)) return MONET_OK;
     return monet__io_fail(err, "read", path);
 }
 
@@ -4330,8 +4366,8 @@ typedef struct monet__candidate {
 
 struct monet_session {
     const monet_model *model;
+    void              *arena;     /* the block that this struct lies in; NULL = the caller's */
     uint64_t           arena_size;
-    bool               owned;     /* we allocated it */
     monet_error        error;
     monet__team        team;
     int                S, B;      /* positions of the cache, tokens computed together */
@@ -4477,15 +4513,15 @@ MONET_API monet_result monet_session_create(const monet_model *model,
                            : MONET_ERROR_MEMORY, "session memory: %U bytes at %U past a multiple "
                            "of 64, needs %U at 0", (uint64_t)full.memory_size,
                            (uint64_t)((uintptr_t)full.memory % 64), size);
-    block = (char *)(full.memory ? full.memory : monet__alloc(&draft.team.host, size + 64));
-    if (!block) return monet__no_memory(err, "session", size + 64);
-    s = (monet_session *)(void *)block;
-    draft.owned = !full.memory;
     draft.arena_size = size + 64;
+    if (!full.memory) draft.arena = monet__alloc(&draft.team.host, size + 64);
+    if (!full.memory && !draft.arena) return monet__no_memory(err, "session", size + 64);
+    block = full.memory ? (char *)full.memory : monet__align(draft.arena);
+    s = (monet_session *)(void *)block;
     (void)monet__session_layout(&draft, block);
     memcpy(block, &draft, sizeof draft);
     if (!monet__team_start(&s->team, &draft.team.host)) {
-        if (s->owned) monet__free(&draft.team.host, block, size + 64);
+        monet__free(&draft.team.host, draft.arena, size + 64);
         return monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads",
                            draft.team.n);
     }
@@ -4500,7 +4536,7 @@ MONET_API void monet_session_free(monet_session *session)
     if (!session) return;
     monet__team_stop(&session->team);
     host = session->team.host;
-    if (session->owned) monet__free(&host, session, session->arena_size);
+    monet__free(&host, session->arena, session->arena_size);
 }
 
 MONET_API const monet_error *monet_session_error(const monet_session *session)
@@ -5010,7 +5046,8 @@ static void monet__penalise(const monet_session *s, const monet_sampler *p,
 static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
 {
     size_t kept = 0, limit = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
-    double total = 0, sum = 0, T = (double)p->temperature;
+    double total = 0, sum = 0, T = (double)p->temperature, top_p = (double)p->top_p;
+    double min_p = (double)p->min_p;
     bool   by_p = p->top_p > 0 && p->top_p < 1;
     if (limit == n && !by_p && p->min_p <= 0) return n;
     for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list, n, k);
@@ -5019,8 +5056,7 @@ static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *
     for (size_t left = n; kept < limit; ++kept) { /* the likeliest goes behind the heap */
         monet__candidate best = list[0];
         double           q = exp(((double)best.logit - max) / T);
-        if (kept && q < (double)p->min_p) break;
-        if (by_p && limit == n && sum >= (double)p->top_p * total) break;
+        if (limit == n && kept && (q < min_p || (by_p && sum >= top_p * total))) break;
         sum += q;
         list[0] = list[--left];
         list[left] = best;
@@ -5031,11 +5067,11 @@ static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *
         list[k] = list[n - 1 - k];
         list[n - 1 - k] = c;
     }
-    if (!by_p || limit == n) return kept;
-    total = sum, sum = 0; /* top_p of what top_k left */
-    for (size_t k = 0; k < kept; ++k) {
-        if (k && sum >= (double)p->top_p * total) return k;
-        sum += exp(((double)list[k].logit - max) / T);
+    total = sum, sum = 0;
+    for (size_t k = 0; limit < n && k < kept; ++k) { /* top_p and min_p of what top_k left */
+        double q = exp(((double)list[k].logit - max) / T);
+        if (k && (q < min_p || (by_p && sum >= top_p * total))) return k;
+        sum += q;
     }
     return kept;
 }
@@ -5081,6 +5117,8 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
     best = s->candidates[0];
     for (size_t v = 1; v < V; ++v)
         if (monet__likelier(&s->candidates[v], &best)) best = s->candidates[v];
+    if (!(best.logit - best.logit == 0))
+        return monet__fail(&s->error, MONET_ERROR_NUMERIC, "sample: no finite logit");
     *token = best.token;
     if (p.temperature > 0) {
         size_t n = monet__cut(s->candidates, V, &p, (double)best.logit);
@@ -5153,17 +5191,19 @@ static void monet__stream_char(monet__stream *s, char byte)
 /* Takes one byte; true if it completes a stop string, which is dropped. */
 static bool monet__stream_byte(monet__stream *s, char byte)
 {
-    size_t keep = 0;
+    size_t keep = 0, found = 0;
     s->held[s->n_held++] = byte;
     for (int32_t k = 0; k < s->config->n_stop; ++k) {
         const char *stop = s->config->stop_strings[k];
         size_t      size = strlen(stop), n = size < s->n_held ? size : s->n_held;
-        if (size <= s->n_held && !memcmp(s->held + s->n_held - size, stop, size)) {
-            s->n_held -= size;
-            return true;
-        }
+        if (n == size && n > found && !memcmp(s->held + s->n_held - n, stop, n))
+            found = n; /* of several that end here the longest counts */
         for (; n > keep; --n)
             if (n < size && !memcmp(s->held + s->n_held - n, stop, n)) keep = n;
+    }
+    if (found) {
+        s->n_held -= found;
+        return true;
     }
     for (size_t k = 0; k < s->n_held - keep; ++k) monet__stream_char(s, s->held[k]);
     memmove(s->held, s->held + s->n_held - keep, keep);
@@ -5217,6 +5257,7 @@ static monet_result monet__generate_prompt(monet_session *s, const char *prompt,
     monet_result           result;
     int32_t               *tokens;
     size_t                 n = 0, size = strlen(prompt), bytes;
+    void                  *block;
     result = monet_tokenizer_encode(tokenizer, prompt, size, flags, NULL, 0, &n);
     if (result != MONET_OK && result != MONET_ERROR_CAPACITY)
         return monet__fail(&s->error, result, "generate: cannot encode the prompt");
@@ -5227,9 +5268,10 @@ static monet_result monet__generate_prompt(monet_session *s, const char *prompt,
     if (n > (size_t)(s->S - s->length))
         return monet__fail(&s->error, MONET_ERROR_CONTEXT_FULL, "prompt has %U tokens, the context "
                            "of %d has room for %d", (uint64_t)n, s->S, s->S - s->length);
-    bytes = n * sizeof *tokens;
-    tokens = (int32_t *)monet__alloc(host, bytes);
-    if (!tokens) return monet__no_memory(&s->error, "prompt", bytes);
+    bytes = n * sizeof *tokens + 64;
+    block = monet__alloc(host, bytes);
+    if (!block) return monet__no_memory(&s->error, "prompt", bytes);
+    tokens = (int32_t *)(void *)monet__align(block);
     result = monet_tokenizer_encode(tokenizer, prompt, size, flags, tokens, n, &n);
     if (result != MONET_OK) {
         (void)monet__fail(&s->error, result, "generate: cannot encode the prompt");
@@ -5240,7 +5282,7 @@ static monet_result monet__generate_prompt(monet_session *s, const char *prompt,
                                                                               : (size_t)s->B);
         if (result != MONET_OK) (void)monet_session_rewind(s, length);
     }
-    monet__free(host, tokens, bytes);
+    monet__free(host, block, bytes);
     return result;
 }
 
@@ -5256,7 +5298,7 @@ static monet_result monet__generate_tokens(monet_session *s, const monet_generat
     while (r->stop == MONET_STOP_NONE) {
         int32_t token = 0;
         float   logprob = 0;
-        result = monet_session_sample(s, &sampler, &token, c->token_fn ? &logprob : NULL);
+        result = monet_session_sample(s, &sampler, &token, c->logprobs ? &logprob : NULL);
         if (result != MONET_OK) break;
         ++r->n_tokens;
         r->last_token = token;

@@ -38,7 +38,7 @@ check() { # check NAME ARGUMENTS...: tools/check prints "ok" or "FAIL" behind ea
     shift
     "$tmp/bin/check" "$@" > "$tmp/log" 2>&1
     status=$?
-    echo "$(grep -cE ' ok$|, 0 not$' "$tmp/log") passed, $(grep -cE 'FAIL$|, [1-9][0-9]* not$' \
+    echo "check: $(grep -cE ' ok$|, 0 not$' "$tmp/log") passed, $(grep -cE 'FAIL$|, [1-9][0-9]* not$' \
         "$tmp/log") failed" >> "$tmp/log"
     count "$name" "$tmp/log" $status
 }

@@ -42,7 +42,7 @@ static tiny_file file;                 /* a good model in memory ... */
 static char path[256], target[256];    /* ... and on the disk; what save and the writer write */
 static monet_model *model;             /* the same, loaded with host */
 
-/* ---- the calls that allocate ------------------------------------------------------------------ */
+/* ---- the calls that allocate ----------------------------------------------------------------- */
 
 /* Each does its work from nothing to nothing and returns the first error. */
 static monet_result load(bool copy)
@@ -152,7 +152,7 @@ static monet_result save(void)
     return monet_model_save(model, target, &said);
 }
 
-/* ---- the k-th allocation fails ---------------------------------------------------------------- */
+/* ---- the k-th allocation fails --------------------------------------------------------------- */
 
 /* Files in the folder of this test. */
 static int files(void)
@@ -189,7 +189,7 @@ static void each_failure(const char *name, monet_result (*call)(void), int expec
     CHECK_EQ(heap.wrong, 0);
 }
 
-/* ---- one allocation an object, none in between ------------------------------------------------ */
+/* ---- one allocation an object, none in between ----------------------------------------------- */
 
 static void one_each(void)
 {
@@ -299,7 +299,7 @@ static void other_memory(void)
     tiny_drop(&memory);
 }
 
-/* ---- memory of any alignment ------------------------------------------------------------------ */
+/* ---- memory of any alignment ----------------------------------------------------------------- */
 
 static long odd_live;
 
@@ -340,7 +340,7 @@ static void any_alignment(void)
     }
 }
 
-/* ---- threads ---------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 static void threads(void)
 {

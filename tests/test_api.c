@@ -50,7 +50,7 @@ static monet_model *open_model(const tiny_file *f)
     return m;
 }
 
-/* ---- base and tensors ------------------------------------------------------------------------- */
+/* ---- base and tensors ------------------------------------------------------------------------ */
 
 static void base(void)
 {
@@ -131,7 +131,7 @@ static void arch(void)
     ERROR(monet_arch_check(&b, &said), MONET_ERROR_FORMAT, &said, "vocab_size is 0");
 }
 
-/* ---- models ----------------------------------------------------------------------------------- */
+/* ---- models ---------------------------------------------------------------------------------- */
 
 static void loading(void)
 {
@@ -185,7 +185,7 @@ static void getters(void)
     CHECK_STR(monet_model_metadata_key(model, 1), "note");
 }
 
-/* ---- writer ----------------------------------------------------------------------------------- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 
 #define CREATE_ERROR(part)                                                                         \
     ERROR(monet_writer_create(path, &c, &w, &said), MONET_ERROR_ARGUMENT, &said, part);            \
@@ -224,7 +224,8 @@ static void writer_config(const char *path)
     a = *c.arch, a.moe_groups = 0, c.arch = &a;
     CREATE_ERROR("monet_arch_check");
     a = *c.arch, a.dim = -1, c.arch = &a;
-    CREATE_ERROR("dim is -1");
+    ERROR(monet_writer_create(path, &c, &w, &said), MONET_ERROR_FORMAT, &said, "dim is -1");
+    tiny_config(&c, &options);
     memcpy(changed, c.tensors, 43 * sizeof *changed);
     changed[0].dtype = (monet_dtype)9, c.tensors = changed;
     CREATE_ERROR("embed_tokens.weight: dtype 9");
@@ -314,7 +315,7 @@ static void writer_order(const char *path)
     free(rows);
 }
 
-/* ---- tokenizer -------------------------------------------------------------------------------- */
+/* ---- tokenizer ------------------------------------------------------------------------------- */
 
 static void encoding(void)
 {
@@ -399,7 +400,7 @@ static void describing(void)
     CHECK(list[265].size == 2 && !memcmp(list[265].bytes, "ab", 2) && eos[0] == 2);
 }
 
-/* ---- sessions --------------------------------------------------------------------------------- */
+/* ---- sessions -------------------------------------------------------------------------------- */
 
 static void creating(void)
 {
@@ -415,7 +416,8 @@ static void creating(void)
     ARGUMENT(monet_session_size(model, NULL, NULL));
     for (size_t k = 0; k < COUNT(wrong); k++) {
         c.context = wrong[k];
-        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_ARGUMENT, &said, "context is");
+        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_ARGUMENT, &said,
+              "context is");
         ARGUMENT(monet_session_size(model, &c, &size));
     }
     c.context = 0;
@@ -432,10 +434,12 @@ static void creating(void)
         ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_ARGUMENT, &said, "n_threads");
         c.host = NULL;
         c.struct_size = k ? UINT32_MAX : (uint32_t)sizeof c + 1;
-        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_VERSION, &said, "struct_size");
+        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_VERSION, &said,
+              "struct_size");
         CHECK_EQ(monet_session_size(model, &c, &size), MONET_ERROR_VERSION);
         c.struct_size = k ? 4 : (uint32_t)sizeof c - 1;
-        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_ARGUMENT, &said, "struct_size");
+        ERROR(monet_session_create(model, &c, &s, &said), MONET_ERROR_ARGUMENT, &said,
+              "struct_size");
         c.struct_size = 0;
     }
     CHECK(s == NULL && size == 7);
@@ -556,7 +560,7 @@ static void rewinding(void)
     monet_session_free(s);
 }
 
-/* all_logits and capture_routing: at most max_batch tokens a call; the rows are those of one by one. */
+/* all_logits and capture_routing: at most max_batch tokens a call; rows as one by one. */
 static void limits(void)
 {
     const int32_t tokens[5] = {1, 260, 261, 262, 259};
@@ -567,7 +571,8 @@ static void limits(void)
         c.capture_routing = capture != 0;
         c.all_logits = !capture;
         s = open_session(model, &c);
-        SESSION_ERROR(monet_session_eval(s, tokens, 5), MONET_ERROR_ARGUMENT, s, "at most max_batch 4");
+        SESSION_ERROR(monet_session_eval(s, tokens, 5), MONET_ERROR_ARGUMENT, s,
+                      "at most max_batch 4");
         CHECK(monet_session_length(s) == 0 && monet_session_logits(s) == NULL);
         CHECK_EQ(monet_session_eval(s, tokens, 4), MONET_OK);
         if (!capture) {
@@ -589,7 +594,7 @@ static void limits(void)
     monet_session_free(one);
 }
 
-/* ---- routing ---------------------------------------------------------------------------------- */
+/* ---- routing --------------------------------------------------------------------------------- */
 
 static void experts(const monet_routing *r)
 {
@@ -644,7 +649,7 @@ static void routing(void)
     monet_session_free(s);
 }
 
-/* ---- taps ------------------------------------------------------------------------------------- */
+/* ---- taps ------------------------------------------------------------------------------------ */
 
 typedef struct spy {
     int calls, stop_at;        /* false at this call; 0 = never */
@@ -719,7 +724,7 @@ static void taps(void)
     monet_session_free(s);
 }
 
-/* ---- a model that says what it is told -------------------------------------------------------- */
+/* ---- a model that says what it is told ------------------------------------------------------- */
 
 /* lm_head becomes a circle of 272 points in two of the dimensions: a tap that sets the final vector
    to the point of a token makes it the likeliest. With `far`, all logits lie below zero.         */
@@ -753,12 +758,14 @@ static bool follow(void *user, monet_site site, int32_t layer, int32_t first, in
 
 static monet_model *circle_model(tiny_file *f, bool no_bos)
 {
-    const uint64_t e = tiny_at(&file, 2) + 128 * 42, at = tiny_at(&file, 5) + tiny_get(&file, e + 96, 8);
+    const uint64_t e = tiny_at(&file, 2) + 128 * 42;
+    const uint64_t at = tiny_at(&file, 5) + tiny_get(&file, e + 96, 8);
     const monet_tensor *head = monet_model_tensor(model, 42);
     *f = tiny_copy(&file, file.size);
     for (int32_t token = 0; token < V; token++)
         for (int c = 0; c < 16; c++) {
-            float x = c == 0 ? (float)cos(angle(token)) : c == 1 ? (float)sin(angle(token)) : c == 2;
+            float x = c == 0 ? (float)cos(angle(token)) : c == 1 ? (float)sin(angle(token))
+                                                                 : (float)(c == 2);
             memcpy(f->data + at + 4 * monet_tensor_place(head, token, c), &x, 4);
         }
     if (no_bos) tiny_put(f, tiny_at(f, 3) + 20, 4, UINT32_MAX);
@@ -766,7 +773,7 @@ static monet_model *circle_model(tiny_file *f, bool no_bos)
     return open_model(f);
 }
 
-/* ---- sampling --------------------------------------------------------------------------------- */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
 static void wrong_samplers(monet_session *s)
 {
@@ -780,19 +787,21 @@ static void wrong_samplers(monet_session *s)
             *(field == 0 ? &p.temperature : field == 1 ? &p.top_p : field == 2 ? &p.min_p
                                                        : &p.repetition_penalty) = wrong[k];
             SESSION_ERROR(monet_session_sample(s, &p, &token, NULL), MONET_ERROR_ARGUMENT, s,
-                          "sampler");
+                          "a field is");
             CHECK(token == -5 && p.draws == 0);
         }
     for (int k = 0; k < 4; k++) {
         monet_sampler p = good;
         if (k < 2) p.top_k = k ? -1 : INT_MIN;
         else p.penalty_last_n = k == 2 ? -1 : INT_MIN;
-        SESSION_ERROR(monet_session_sample(s, &p, &token, NULL), MONET_ERROR_ARGUMENT, s, "sampler");
+        SESSION_ERROR(monet_session_sample(s, &p, &token, NULL), MONET_ERROR_ARGUMENT, s,
+                      "a field is");
     }
     for (int k = 0; k < 2; k++) {
         monet_sampler p = good;
         *(k ? &p.temperature : &p.repetition_penalty) = HUGE_VALF;
-        SESSION_ERROR(monet_session_sample(s, &p, &token, NULL), MONET_ERROR_ARGUMENT, s, "sampler");
+        SESSION_ERROR(monet_session_sample(s, &p, &token, NULL), MONET_ERROR_ARGUMENT, s,
+                      "a field is");
     }
     ARGUMENT(monet_session_sample(NULL, NULL, &token, NULL));
     SESSION_ERROR(monet_session_sample(s, NULL, NULL, NULL), MONET_ERROR_ARGUMENT, s, "token");
@@ -867,7 +876,7 @@ static void sampling(const monet_model *circle)
     monet_session_free(s);
 }
 
-/* ---- generation ------------------------------------------------------------------------------- */
+/* ---- generation ------------------------------------------------------------------------------ */
 
 typedef struct sink {
     char text[600];
@@ -1128,7 +1137,8 @@ static void prompts(const monet_model *no_bos)
     CHECK(made.stop == MONET_STOP_CONTEXT_FULL && made.n_tokens == 1);
     CHECK_EQ(monet_session_generate(s, NULL, NULL, &made), MONET_OK);
     CHECK(made.stop == MONET_STOP_CONTEXT_FULL && made.n_tokens == 1);
-    SESSION_ERROR(monet_session_generate(s, "x", NULL, &made), MONET_ERROR_CONTEXT_FULL, s, "prompt");
+    SESSION_ERROR(monet_session_generate(s, "x", NULL, &made), MONET_ERROR_CONTEXT_FULL, s,
+                  "room for 0");
     monet_session_free(s);
     s = open_session(no_bos, NULL);
     SESSION_ERROR(monet_session_generate(s, "", &g, &made), MONET_ERROR_STATE, s, "no BOS");

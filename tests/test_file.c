@@ -1,5 +1,5 @@
-/* test_file.c: hostile .monet files. Each is made here from a small good one; each must give its own
-   error, in bounded time and memory, or load and then survive encode and eval.
+/* test_file.c: hostile .monet files. Each is made here from a small good one; each must give its
+   own error, in bounded time and memory, or load and then survive encode and eval.
 
    cc -O2 -pthread -I. tests/test_file.c -o test_file -lm && ./test_file
 
@@ -24,7 +24,7 @@ static size_t head;                    /* bytes before the data section */
 static long slow, fat, leaky, unclear; /* rejected files that took too long, too much, ... */
 static int survived;
 
-/* ---- loading ---------------------------------------------------------------------------------- */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 /* Tokens of a text and their logits, as a program would. NaN is an answer, a crash is not. */
 static int use(const monet_model *model)
@@ -233,8 +233,9 @@ static void section_fields(void)
          NULL},
         {"flags", 4, 4, 0, "", any, false, NULL},
         {"offset", 8, 8, FORMAT, "expected to begin", NULL, false, NULL},
-        {"size", 16, 8, FORMAT, "expected to begin|section is|padding at|take|sections end|metadata: record",
-         NULL, false, NULL},
+        {"size", 16, 8, FORMAT,
+         "expected to begin|section is|padding at|take|sections end|metadata: record", NULL, false,
+         NULL},
         {"hash", 24, 8, 0, "", NULL, false, NULL}};
     static const field counts[] = {
         {"records", 32, 8, 0, "", any, false, NULL},
@@ -247,13 +248,15 @@ static void section_fields(void)
     }
 }
 
-#define ARCH(k, name, harmless) {name, 4 * k, 4, FORMAT | OTHER, name "|tensor", harmless, false, NULL}
+#define ARCH(k, name, harmless)                                                                    \
+    {name, 4 * k, 4, FORMAT | OTHER, name "|tensor", harmless, false, NULL}
 static const field arch_fields[] = {
     ARCH(0, "vocab_size", NULL), ARCH(1, "dim", NULL), ARCH(2, "n_layers", NULL),
     ARCH(3, "n_heads", NULL), ARCH(4, "n_kv_heads", NULL), ARCH(5, "max_seq_len", is_length),
     ARCH(6, "moe_experts", NULL), ARCH(7, "moe_dim", NULL), ARCH(8, "moe_heads", NULL),
     ARCH(9, "moe_topk", is_k), ARCH(10, "moe_groups", NULL), ARCH(11, "decompose", NULL),
-    ARCH(12, "tie_embeddings", NULL), ARCH(13, "rope_theta", is_theta), ARCH(14, "norm_eps", is_eps)};
+    ARCH(12, "tie_embeddings", NULL), ARCH(13, "rope_theta", is_theta),
+    ARCH(14, "norm_eps", is_eps)};
 
 static void tensor_fields(void)
 {
@@ -291,11 +294,11 @@ static void tokenizer_fields(void)
         {"offset", 0, 4, FORMAT, "tokenizer: ", NULL, true, NULL},
         {"size", 4, 2, FORMAT, "tokenizer: ", NULL, true, NULL},
         {"type", 6, 2, FORMAT, "tokenizer: ", NULL, true, NULL},
-        {"score", 8, 4, FORMAT, "score is not finite", is_finite, false, NULL}};
+        {"score", 8, 4, FORMAT, "the score", is_finite, false, NULL}};
     static const field merge[] = {
-        {"left", 0, 4, FORMAT, "tokenizer: merge", NULL, false, NULL},
-        {"right", 4, 4, FORMAT, "tokenizer: merge", NULL, false, NULL},
-        {"result", 8, 4, FORMAT, "tokenizer: merge", NULL, false, NULL}};
+        {"left", 0, 4, FORMAT, "merge ", NULL, false, NULL},
+        {"right", 4, 4, FORMAT, "merge ", NULL, false, NULL},
+        {"result", 8, 4, FORMAT, "merge ", NULL, false, NULL}};
     static const field eos = {"end id", 0, 4, FORMAT, "eos id", is_eos, false, NULL};
     static const int ids[] = {0, 1, 2, 3, 100, 258, 259, 260, 263, 264, 265, 269};
     const uint64_t at = tiny_at(&seed, 3), merges = tiny_get(&seed, at + 4, 4);
@@ -338,7 +341,8 @@ static void every_field(const tiny_options *options)
 static void every_pair(void)
 {
     static const struct { uint32_t section; uint64_t at; int bytes; } fields[] = {
-        {0, 16, 8}, {2, 8, 8}, {2, 16, 8}, {2, 32, 8}, {5, 8, 8}, {5, 16, 8}, {4, 32, 8}, {3, 16, 8}};
+        {0, 16, 8}, {2, 8, 8}, {2, 16, 8}, {2, 32, 8}, {5, 8, 8}, {5, 16, 8}, {4, 32, 8},
+        {3, 16, 8}};
     const uint64_t values[] = {0, 1, 64, 128, UINT64_C(1) << 32, UINT64_MAX / 2 + 1,
                                UINT64_MAX - 63, UINT64_MAX, UINT64_MAX / 128 + 1};
     tiny_options options = {0};
@@ -351,14 +355,14 @@ static void every_pair(void)
                 at = tiny_entry(&good, fields[b].section) + fields[b].at;
                 tiny_put(&seed, at, fields[b].bytes, values[k / COUNT(values)]);
                 tiny_rehash(&seed);
-                (void)expect(&seed, "two sizes", FORMAT, "header says|expected|has|records|take|padding at|"
-                                                           "sections end");
+                (void)expect(&seed, "two sizes", FORMAT,
+                             "header says|expected|has|records|take|padding at|sections end");
                 memcpy(seed.data, good.data, head);
             }
     end();
 }
 
-/* ---- bytes missing, bytes too many, bits turned ----------------------------------------------- */
+/* ---- bytes missing, bytes too many, bits turned ---------------------------------------------- */
 
 static void truncation(void)
 {
@@ -414,7 +418,8 @@ static void data_flips(long turns)
         uint64_t at = head + x % (seed.size - head);
         if (burst > seed.size - at) burst = seed.size - at;
         for (uint64_t i = 0; i < burst; i++) {
-            uint64_t mask = burst == 1 ? UINT64_C(1) << (x >> 60) % 8 : tiny_mix(x + 2 + i) % 255 + 1;
+            uint64_t mask = burst == 1 ? UINT64_C(1) << (x >> 60) % 8
+                                       : tiny_mix(x + 2 + i) % 255 + 1;
             seed.data[at + i] = (uint8_t)(seed.data[at + i] ^ mask);
         }
         missed += monet_model_verify(model, &said) == MONET_OK || !strstr(said.message, "tensor ");
@@ -439,7 +444,8 @@ static void random_damage(const tiny_options *options, long turns)
             int width = widths[z % 4];
             if (z % 3) at = tiny_at(&good, 3) + y % (tiny_get(&good, tiny_entry(&good, 3) + 16, 8));
             z = tiny_mix(z);
-            tiny_put(&seed, at, width, z % 5 ? z >> z % 61 : tiny_get(&good, at, width) + z % 9 - 4);
+            z = z % 5 ? z >> z % 61 : tiny_get(&good, at, width) + z % 9 - 4;
+            tiny_put(&seed, at, width, z);
         }
         tiny_rehash(&seed);
         if (load(&seed) == MONET_OK) loaded++, lost += !survived;
@@ -450,7 +456,7 @@ static void random_damage(const tiny_options *options, long turns)
     end();
 }
 
-/* ---- structure -------------------------------------------------------------------------------- */
+/* ---- structure ------------------------------------------------------------------------------- */
 
 typedef struct part {
     uint32_t kind, flags;
@@ -583,7 +589,8 @@ static void places(void)
         e = tiny_at(&good, 2) + 128 * k;
         for (int by = -64; by <= 64; by += by == -64 ? 63 : by == 1 ? 63 : 2) {
             uint64_t move = (uint64_t)(int64_t)by;
-            patched("tensor moved", e + 96, 8, tiny_get(&good, e + 96, 8) + move, FORMAT, "expected");
+            patched("tensor moved", e + 96, 8, tiny_get(&good, e + 96, 8) + move, FORMAT,
+                    "expected");
             patched("tensor's size", e + 104, 8, tiny_get(&good, e + 104, 8) + move, FORMAT,
                     "expected");
         }
@@ -612,7 +619,8 @@ static void tensor_name(const char *what, uint64_t index, const char *name, size
 
 static void directory(void)
 {
-    const char *names[] = {"layers.-1.input_layernorm.weight", "layers.00001.input_layernorm.weight",
+    const char *names[] = {"layers.-1.input_layernorm.weight",
+                           "layers.00001.input_layernorm.weight",
                            "layers.4294967295.input_layernorm.weight", "layers.2.norm.weight",
                            "layers.4294967296.input_layernorm.weight", "experts.2147483648.w", " ",
                            "layers.1e0.input_layernorm.weight", "\xff\xfe\n\t\x1b[31m", ""};
@@ -628,7 +636,8 @@ static void directory(void)
     tensor_name("bytes after the name", 0, "embed_tokens.weight\0x", 21, "bytes after its name");
     memset(full, 'n', 64);
     tensor_name("a name without end", 0, full, 64, "nnnn': not part of this model");
-    tensor_name("a duplicate", 21, "embed_tokens.weight", 19, "tensor embed_tokens.weight: duplicate");
+    tensor_name("a duplicate", 21, "embed_tokens.weight", 19,
+                "tensor embed_tokens.weight: duplicate");
     for (uint64_t k = 0; k + 1 < n_tensors(); k++) { /* swapped, dropped */
         memcpy(seed.data + at + 128 * k, good.data + at + 128 * (k + 1), 128);
         memcpy(seed.data + at + 128 * (k + 1), good.data + at + 128 * k, 128);
@@ -697,7 +706,7 @@ static void transfer(void)
     end();
 }
 
-/* ---- values that make no model ---------------------------------------------------------------- */
+/* ---- values that make no model --------------------------------------------------------------- */
 
 typedef struct value {
     const char *what;
@@ -713,7 +722,7 @@ static const value arch_values[] = {
     {"an odd head", 3, 16, FORMAT, "size of a head is 1"},
     {"2^16+1 heads", 3, 65537, FORMAT, "n_heads is 65537"},
     {"-4 heads", 3, 0xFFFFFFFCu, FORMAT, "n_heads is -4"},
-    {"no kv heads", 4, 0, FORMAT, "n_kv_heads"},
+    {"no kv heads", 4, 0, FORMAT, "n_kv_heads is 0"},
     {"kv heads that do not divide", 4, 3, FORMAT, "n_heads is 4, not a multiple of n_kv_heads 3"},
     {"more kv heads than heads", 4, 8, FORMAT, "not a multiple of n_kv_heads 8"},
     {"no layers", 2, 0, FORMAT, "n_layers is 0"},
@@ -740,7 +749,7 @@ static const value arch_values[] = {
     {"vocab_size 999999999", 0, 999999999, FORMAT, "vocab_size is 999999999"},
     {"dim 0", 1, 0, FORMAT, "dim is 0"},
     {"dim 2^20+1", 1, (1 << 20) + 1, FORMAT, "dim is 1048577"},
-    {"groups 0", 10, 0, FORMAT, "moe_groups"},
+    {"groups 0", 10, 0, FORMAT, "moe_groups is 0"},
     {"groups 2", 10, 2, FORMAT, "43 tensors, this architecture has 37"},
     {"groups 4097", 10, 4097, FORMAT, "moe_groups is 4097"},
     {"decompose 2", 11, 2, FORMAT, "decompose is 2"},
@@ -750,21 +759,21 @@ static const value arch_values[] = {
     {"no positions", 5, 0, FORMAT, "max_seq_len is 0"},
     {"2^31 positions", 5, 0x80000000u, FORMAT, "max_seq_len is -2147483648"},
     {"2^24+1 positions", 5, (1 << 24) + 1, FORMAT, "max_seq_len is 16777217"},
-    {"rope_theta 0", 13, 0, FORMAT, "rope_theta"},
-    {"rope_theta -0", 13, 0x80000000u, FORMAT, "rope_theta"},
-    {"rope_theta NaN", 13, 0x7FC00000u, FORMAT, "rope_theta"},
-    {"rope_theta infinite", 13, 0x7F800000u, FORMAT, "rope_theta"},
-    {"rope_theta -1", 13, 0xBF800000u, FORMAT, "rope_theta"},
-    {"rope_theta 1e-40", 13, 0x000116C2u, FORMAT, "rope_theta"},
-    {"rope_theta 0.5", 13, 0x3F000000u, FORMAT, "rope_theta"},
-    {"rope_theta 3e38", 13, 0x7F61B1E6u, FORMAT, "rope_theta"},
+    {"rope_theta 0", 13, 0, FORMAT, "rope_theta is 0"},
+    {"rope_theta -0", 13, 0x80000000u, FORMAT, "rope_theta is 0"},
+    {"rope_theta NaN", 13, 0x7FC00000u, FORMAT, "rope_theta is NaN"},
+    {"rope_theta infinite", 13, 0x7F800000u, FORMAT, "rope_theta is too large"},
+    {"rope_theta -1", 13, 0xBF800000u, FORMAT, "rope_theta is negative"},
+    {"rope_theta 1e-40", 13, 0x000116C2u, FORMAT, "rope_theta is too small"},
+    {"rope_theta 0.5", 13, 0x3F000000u, FORMAT, "rope_theta is too small"},
+    {"rope_theta 3e38", 13, 0x7F61B1E6u, FORMAT, "rope_theta is too large"},
     {"rope_theta 1", 13, 0x3F800000u, LOADS, ""},
-    {"norm_eps 0", 14, 0, FORMAT, "norm_eps"},
-    {"norm_eps -1", 14, 0xBF800000u, FORMAT, "norm_eps"},
-    {"norm_eps NaN", 14, 0xFFC00000u, FORMAT, "norm_eps"},
-    {"norm_eps infinite", 14, 0x7F800000u, FORMAT, "norm_eps"},
-    {"norm_eps 1e-40", 14, 0x000116C2u, FORMAT, "norm_eps"},
-    {"norm_eps 2", 14, 0x40000000u, FORMAT, "norm_eps"}};
+    {"norm_eps 0", 14, 0, FORMAT, "norm_eps is 0"},
+    {"norm_eps -1", 14, 0xBF800000u, FORMAT, "norm_eps is negative"},
+    {"norm_eps NaN", 14, 0xFFC00000u, FORMAT, "norm_eps is NaN"},
+    {"norm_eps infinite", 14, 0x7F800000u, FORMAT, "norm_eps is too large"},
+    {"norm_eps 1e-40", 14, 0x000116C2u, FORMAT, "norm_eps is too small"},
+    {"norm_eps 2", 14, 0x40000000u, FORMAT, "norm_eps is too large"}};
 
 static void architecture(void)
 {
@@ -816,7 +825,7 @@ static void statistics(void)
     end();
 }
 
-/* ---- tokenizers ------------------------------------------------------------------------------- */
+/* ---- tokenizers ------------------------------------------------------------------------------ */
 
 static void piece_bytes(const char *what, uint64_t id, const char *bytes, unsigned codes,
                         const char *words)
@@ -833,31 +842,35 @@ static void piece_bytes(const char *what, uint64_t id, const char *bytes, unsign
 static void pieces(void)
 {
     const uint64_t at = tiny_at(&good, 3), p = at + 32;
-    patched("score NaN", p + 12 * 265 + 8, 4, 0x7FC00000u, FORMAT, "piece 265 \"ab\": score");
-    patched("score infinite", p + 12 * 265 + 8, 4, 0x7F800000u, FORMAT, "score is not finite");
-    patched("score -infinite", p + 12 * 3 + 8, 4, 0xFF800000u, FORMAT, "piece 3 \"<0x00>\": score");
+    patched("score NaN", p + 12 * 265 + 8, 4, 0x7FC00000u, FORMAT,
+            "piece 265 \"ab\": exponent of the score");
+    patched("score infinite", p + 12 * 265 + 8, 4, 0x7F800000u, FORMAT, "exponent of the score");
+    patched("score -infinite", p + 12 * 3 + 8, 4, 0xFF800000u, FORMAT,
+            "piece 3 \"<0x00>\": exponent of the score");
     for (uint64_t b = 0; b < 256; b++) {
         char words[48];
-        snprintf(words, sizeof words, "no piece for byte %d ", (int)b);
+        snprintf(words, sizeof words, "\"<0x%02X>\" is piece %d of type 5", (unsigned)b,
+                 (int)b + 3);
         patched("a byte is missing", p + 12 * (3 + b) + 6, 2, MONET_PIECE_UNUSED, FORMAT, words);
     }
-    piece_bytes("<0x-1>", 10, "<0x-1>", FORMAT, "piece 10 \"<0x-1>\": not of the form");
-    piece_bytes("<0xZZ>", 10, "<0xZZ>", FORMAT, "not of the form");
-    piece_bytes("<0X07>", 10, "<0X07>", FORMAT, "not of the form");
-    piece_bytes("<0x 7>", 10, "<0x 7>", FORMAT, "not of the form");
+    piece_bytes("<0x-1>", 10, "<0x-1>", FORMAT, "\"<0x07>\" is piece -1");
+    piece_bytes("<0xZZ>", 10, "<0xZZ>", FORMAT, "\"<0x07>\" is piece -1");
+    piece_bytes("<0X07>", 10, "<0X07>", FORMAT, "\"<0x07>\" is piece -1");
+    piece_bytes("<0x 7>", 10, "<0x 7>", FORMAT, "\"<0x07>\" is piece -1");
     piece_bytes("a byte twice, other letters", 3 + 0x4B, "<0x4a>", FORMAT,
-                "a byte that is there already as piece 77");
-    piece_bytes("a byte twice", 3 + 0x4B, "<0x4A>", FORMAT, "same bytes as piece 77");
-    piece_bytes("a piece twice", 261, "a", FORMAT, "piece 261 \"a\": same bytes as piece 260");
-    piece_bytes("bad UTF-8", 263, "\xc3\x28", FORMAT, "no valid UTF-8");
-    piece_bytes("overlong UTF-8", 263, "\xc0\xaf", FORMAT, "no valid UTF-8");
-    piece_bytes("a surrogate", 259, "\xed\xa0\x80", FORMAT, "no valid UTF-8");
+                "\"<0x4B>\" is piece -1");
+    piece_bytes("a byte twice", 3 + 0x4B, "<0x4A>", FORMAT, "the same bytes as piece 77");
+    patched("a byte more", p + 12 * 260 + 6, 2, MONET_PIECE_BYTE, FORMAT, "257 byte pieces");
+    piece_bytes("a piece twice", 261, "a", FORMAT, "piece 261 \"a\": the same bytes as piece 260");
+    piece_bytes("bad UTF-8", 263, "\xc3\x28", FORMAT, "bytes of valid UTF-8");
+    piece_bytes("overlong UTF-8", 263, "\xc0\xaf", FORMAT, "bytes of valid UTF-8");
+    piece_bytes("a surrogate", 259, "\xed\xa0\x80", FORMAT, "bytes of valid UTF-8");
     piece_bytes("a NUL", 261, "\0", FORMAT | LOADS, "merge");
     patched("type 0", p + 12 * 265 + 6, 2, 0, FORMAT, "piece 265 \"ab\": type 0");
     patched("type 7", p + 12 * 265 + 6, 2, 7, FORMAT, "type 7");
-    patched("a piece of 0 bytes", p + 12 * 265 + 4, 2, 0, FORMAT, "piece 265 has 0 bytes");
-    patched("a piece of 65535 bytes", p + 12 * 265 + 4, 2, 65535, FORMAT, "piece 265 has 65535");
-    patched("a piece beyond the end", p + 12 * 265, 4, 0xFFFFFFFFu, FORMAT, "piece 265 ends at");
+    patched("a piece of 0 bytes", p + 12 * 265 + 4, 2, 0, FORMAT, "piece 265: 0 bytes");
+    patched("a piece of 65535 bytes", p + 12 * 265 + 4, 2, 65535, FORMAT, "piece 265: 65535 bytes");
+    patched("a piece beyond the end", p + 12 * 265, 4, 0xFFFFFFFFu, FORMAT, "piece 265: ends at");
     for (int k = 0; k < 4; k++) {
         static const uint32_t ids[4] = {TINY_PIECES, 0xFFFFFFFEu, 0x80000000u, 0x7FFFFFFFu};
         patched("unk id", at + 16, 4, ids[k], FORMAT, "unk id");
@@ -878,14 +891,16 @@ static void merges(void)
     patched("left out of range", at, 4, TINY_PIECES, FORMAT, "merge 0 of pieces 270 and 261");
     patched("right out of range", at + 4, 4, 0x80000000u, FORMAT, "there are 270 pieces");
     patched("result out of range", at + 8, 4, 0xFFFFFFFFu, FORMAT, "to -1, there are 270 pieces");
-    patched("other bytes", at + 8, 4, 266, FORMAT, "merge 0 of pieces 260 and 261 gives other");
-    patched("a longer result", at + 8, 4, 268, FORMAT, "gives other bytes than 268 \"abc\"");
+    patched("other bytes", at + 8, 4, 266, FORMAT,
+            "piece 266 \"\\xE2\\x96\\x81a\": other bytes than in the parts of merge 0");
+    patched("a longer result", at + 8, 4, 268, FORMAT, "piece 268 \"abc\": other bytes");
     tiny_put(&seed, at + 36, 4, 260);
     tiny_put(&seed, at + 40, 4, 261);
-    patched("a merge twice", at + 44, 4, 265, FORMAT, "merge 3 joins the same pieces as merge 0");
+    patched("a merge twice", at + 44, 4, 265, FORMAT, "merge 3 is of the same pieces");
     tiny_put(&seed, at + 36, 4, 266);
     tiny_put(&seed, at + 40, 4, 261);
-    patched("no merge makes it", at + 44, 4, 267, FORMAT, "piece 268 \"abc\": merges that make it 0");
+    patched("no merge makes it", at + 44, 4, 267, FORMAT,
+            "piece 268 \"abc\": merges that make it 0");
 }
 
 /* A tokenizer that has more pieces than the model has rows. */
@@ -929,7 +944,8 @@ static void tokenizers(void)
     tiny_options options = {0};
     begin(&options);
     pieces();
-    piece_bytes("no split makes it", 268, "xyz", FORMAT, "piece 268 \"xyz\": merges that make it 0");
+    piece_bytes("no split makes it", 268, "xyz", FORMAT,
+                "piece 268 \"xyz\": merges that make it 0");
     patched("more merges than bytes", tiny_at(&good, 3) + 4, 4, 1, FORMAT, "the section has");
     end();
     options.merges = 1;
@@ -945,7 +961,7 @@ static void tokenizers(void)
     end();
 }
 
-/* ---- bounds ----------------------------------------------------------------------------------- */
+/* ---- bounds ---------------------------------------------------------------------------------- */
 
 /* max_bytes: the least that is enough, and one less. */
 static void max_bytes(void)
@@ -1015,7 +1031,7 @@ static void large_tables(void)
     end();
 }
 
-/* ---- files and memory that are none ----------------------------------------------------------- */
+/* ---- files and memory that are none ---------------------------------------------------------- */
 
 static void load_path(const char *what, const char *path, monet_result code, const char *words)
 {
@@ -1086,9 +1102,10 @@ static void alignment(void)
     end();
 }
 
-/* ---- weights that are no numbers -------------------------------------------------------------- */
+/* ---- weights that are no numbers ------------------------------------------------------------- */
 
-/* All elements of one tensor become this number: eval says so or goes on, the session is as before. */
+/* All elements of one tensor become this number: eval says so or goes on, and after an error the
+   session is as it was before.                                                                   */
 static void bad_weight(uint64_t index, uint32_t bits)
 {
     const uint64_t e = tiny_at(&good, 2) + 128 * index, at = head + tiny_get(&good, e + 96, 8);

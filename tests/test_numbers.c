@@ -224,8 +224,10 @@ static void test_hash(void)
     uint64_t      seed = 1;
     int           wrong = 0, splits = 0;
 
-    for (size_t k = 0; k < sizeof text; ++k)
-        text[k] = (unsigned char)((seed = seed * 6364136223846793005u + 1442695040888963407u) >> 56);
+    for (size_t k = 0; k < sizeof text; ++k) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        text[k] = (unsigned char)(seed >> 56);
+    }
     CHECK(monet__hash_of("", 0) == 0xef46db3751d8e999u);
     CHECK(monet__hash_of("a", 1) == 0xd24ec4f1a98c6e5bu);
     CHECK(monet__hash_of("abc", 3) == 0x44bc2cf5ad770999u);

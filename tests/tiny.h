@@ -3,7 +3,7 @@
    Include it after monet.h with its implementation. tiny_make gives the bytes of a file of about
    100 KB: 2 layers, C = 16, A = 4 heads of 4 numbers, N = 8, H = 2, k = 2, 272 tokens of which 270
    have a piece. Weights are a function of (seed, tensor, element), and the running variance of each
-   router is the one that its weights really give, so that about k half-experts a head are active.
+   router is the one that its weights give, so that about k half-experts a head are active.
 
        tiny_file file = tiny_make(&(tiny_options){.horizontal = 1});
        tiny_put(&file, tiny_at(&file, 1) + 4, 4, 0);          dim = 0
@@ -49,9 +49,8 @@ TEST_FN float tiny_random(uint64_t seed, uint64_t tensor, uint64_t index)
 TEST_FN float tiny_weight(const monet_tensor *t, uint64_t seed, uint64_t tensor, uint64_t index)
 {
     float u = tiny_random(seed, tensor, index), n = (float)t->shape[1];
-    if (strstr(t->name, "running_var")) return 1.0f + 0.1f * u; /* of C numbers with mean square 1 */
-    if (t->n_dims == 1) return strstr(t->name, "norm") && !strstr(t->name, "mean") ? 1 + 0.1f * u
-                                                                                   : 0.1f * u;
+    if (t->n_dims == 1) /* running_var: of C numbers with mean square 1, weighted as below */
+        return strstr(t->name, "norm") && !strstr(t->name, "mean") ? 1 + 0.1f * u : 0.1f * u;
     if (strstr(t->name, "moe.b")) return 0.1f * u;
     return u * (float)sqrt(3.0 / n); /* sum over a row of n weights: variance 1 */
 }

@@ -23,10 +23,12 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 
+#ifndef BLOCK_BYTES                      /* the test makes all three small */
 #define BLOCK_BYTES (UINT64_C(40) << 20) /* of a checkpoint's V, read before it is transposed */
 #define ROWS_BYTES  (UINT64_C(1) << 20)  /* of floats given to the writer at a time */
-#define N_SLOTS     4                    /* so many of them on their way to the writer */
 #define MAP_BYTES   (UINT64_C(96) << 20) /* of a .monet file, read before it is mapped anew */
+#endif
+#define N_SLOTS     4                    /* blocks of rows on their way to the writer */
 #define MAX_SHOWN 10                     /* warnings of one kind */
 
 enum { EXIT_USAGE = 2 };
@@ -127,7 +129,7 @@ static const char *file_name_of(const char *path)
     return slash == NULL ? path : slash + 1;
 }
 
-/* ---- the plan: which tensors of the checkpoint make which of the .monet file ------------------- */
+/* ---- the plan: which tensors make which ------------------------------------------------------ */
 
 typedef struct plan_tensor {
     hf_mapping       map;
@@ -315,36 +317,50 @@ static bool refuse_unexpected(const checkpoint *in, const st_tensor *tensor, too
 /* Every tensor of the checkpoint has a use, or is known to need none. */
 static bool check_leftovers(checkpoint *in, tool_error *err)
 {
-    uint32_t i;
+    static const char rope[] = "rotary_emb.inv_freq";
+    uint32_t i, n = 0;
 
     for (i = 0; i < in->files.n_tensors; i++) {
         const st_tensor *tensor = &in->files.tensors[i];
         if (in->used[i]) continue;
-        if (!hf__ends_with(tensor->name, "rotary_emb.inv_freq"))
-            return refuse_unexpected(in, tensor, err);
-        printf("left out      %s: computed, not read\n", tensor->name);
+        if (!hf__ends_with(tensor->name, rope)) return refuse_unexpected(in, tensor, err);
+        n++;
+    }
+    if (n > 0)
+        printf("left out      %lu tensor%s %s: computed, not read\n", (unsigned long)n,
+               n == 1 ? "" : "s", rope);
+    return true;
+}
+
+/* A variance below zero or a NaN would switch whole routers off. */
+static bool check_numbers(const st_file *files, const st_tensor *source, bool variance,
+                          tool_error *err)
+{
+    enum { chunk = 1024 };
+    float x[chunk];
+    uint64_t at, n, i;
+
+    for (at = 0; at < source->count; at += n) {
+        n = source->count - at < chunk ? source->count - at : chunk;
+        if (!st_read_f32(files, source, at, n, x, err)) return false;
+        for (i = 0; i < n; i++)
+            if (!(x[i] >= (variance ? 0 : -FLT_MAX) && x[i] <= FLT_MAX))
+                return tool_fail(err, "tensor \"%s\": value %llu is %g, needs a finite number%s",
+                                 source->name, (unsigned long long)(at + i), (double)x[i],
+                                 variance ? " that is not negative" : "");
     }
     return true;
 }
 
-/* Statistics of the routers: a negative variance or a NaN would switch whole routers off. */
+/* The statistics of the routers. */
 static bool check_statistics(const checkpoint *in, tool_error *err)
 {
     size_t i;
 
     for (i = 0; i < in->n_tensors; i++) {
         bool variance = hf__ends_with(in->tensors[i].name, ".running_var");
-        const st_tensor *source = in->plan[i].source[0];
-        uint64_t at;
-        float x;
         if (!variance && !hf__ends_with(in->tensors[i].name, ".running_mean")) continue;
-        for (at = 0; at < source->count; at++) {
-            if (!st_read_f32(&in->files, source, at, 1, &x, err)) return false;
-            if (x >= (variance ? 0 : -FLT_MAX) && x <= FLT_MAX) continue;
-            return tool_fail(err, "tensor \"%s\": value %llu is %g, needs a finite number%s",
-                             source->name, (unsigned long long)at, (double)x,
-                             variance ? " that is not negative" : "");
-        }
+        if (!check_numbers(&in->files, in->plan[i].source[0], variance, err)) return false;
     }
     return true;
 }
@@ -633,7 +649,7 @@ static int64_t rows_of(uint64_t bytes, uint64_t row_bytes, int64_t step, int64_t
     return (int64_t)(steps < most ? steps : most) * step;
 }
 
-/* n numbers as the checkpoint has them to floats: exact. In runs of 16, which compilers vectorise. */
+/* n numbers of the checkpoint to floats: exact. In runs of 16, which compilers vectorise. */
 static void widen(float *out, const unsigned char *raw, monet_dtype dtype, size_t n)
 {
     enum { run = 16 };
@@ -811,8 +827,8 @@ static bool read_turned(stream *s, const monet_tensor *tensor, const plan_tensor
         if (!float_dtype(plan->source[i], &b.dtype[i], err)) return false;
         column_bytes += (uint64_t)b.height * monet_dtype_size(b.dtype[i]);
     }
-    step = common_multiple(plan->map.run * n_sources, tensor->panel > 1 ? tensor->panel : 1) /
-           n_sources;
+    step = tensor->panel > 1 ? tensor->panel : 1; /* whole panels, and whole runs of both sources */
+    if (n_sources > 1) step = common_multiple(plan->map.run * n_sources, step) / n_sources;
     most = rows_of(BLOCK_BYTES, column_bytes, step, columns);
     slice = rows_of(ROWS_BYTES, (uint64_t)(b.height * n_sources) * sizeof(float), step, columns);
     if (!reserve_raw(s, (uint64_t)most * column_bytes, err)) return false;
@@ -1536,7 +1552,6 @@ static bool make_array(const char *path, const char *out, const char *name, tool
     fd = tool__open(path, &status, err);
     if (fd < 0) return tool_prefix(err, path);
     tool_remove_on_signal();
-    if (strstr(source, "*/") != NULL || !tool_is_utf8(source, strlen(source))) source = "A model";
     ok = tool_output_open(&output, out, err);
     if (ok) {
         ok = write_array(&output, fd, (uint64_t)status.st_size, name,
@@ -1553,9 +1568,9 @@ static bool make_array(const char *path, const char *out, const char *name, tool
 
 static const char help[] =
     "convert HF_FOLDER OUT.monet [--dtype f32|f16|bf16]\n"
-    "    makes a .monet file of a checkpoint of Hugging Face: config.json, model.safetensors or its\n"
-    "    shards, tokenizer.model or tokenizer.json. Weights keep their precision without --dtype;\n"
-    "    vectors and statistics become f32.\n"
+    "    makes a .monet file of a checkpoint of Hugging Face: config.json, model.safetensors or\n"
+    "    its shards, tokenizer.model or tokenizer.json. Without --dtype weights keep their\n"
+    "    precision; vectors and statistics become f32.\n"
     "convert IN.monet OUT.monet [--dtype f32|f16|bf16]\n"
     "    writes a .monet file again, with another dtype\n"
     "convert --tokenizer FILE OUT.monet\n"
@@ -1565,11 +1580,12 @@ static const char help[] =
     "convert --verify FILE.monet\n"
     "    compares the hashes of all weights\n"
     "convert --c-array FILE.monet OUT.c [NAME]\n"
-    "    a C source file with the bytes of the file, for programs without files: NAME[], aligned to\n"
-    "    64 bytes, and NAME_size (NAME: monet_model)\n"
+    "    a C source file with the bytes of the file, for programs without files: NAME[], aligned\n"
+    "    to 64 bytes, and NAME_size (NAME: monet_model)\n"
     "convert --help\n"
     "\n"
-    "The output appears when it is complete, or not at all. Exit status: 0 done, 1 failed, 2 usage.\n";
+    "The output appears when it is complete, or not at all.\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
 
 typedef struct arguments {
     const char *command;   /* "" = convert */

@@ -124,7 +124,8 @@ static TOOL_UNUSED bool hf_note_json(hf_notes *notes, const char *prefix, const 
     if (memchr(key, '\0', size) != NULL)
         return tool_fail(err, "the key \"%s\" contains byte 0x00", tool_quote(quoted, key, size));
     hf_put_json(&text, doc, it->value);
-    ok = text.failed ? tool_fail(err, "out of memory") : hf_note(notes, prefix, key, text.data, err);
+    ok = text.failed ? tool_fail(err, "out of memory") :
+         hf_note(notes, prefix, key, text.data, err);
     tool_buffer_free(&text);
     return ok;
 }
@@ -134,7 +135,7 @@ static TOOL_UNUSED bool hf_note_json(hf_notes *notes, const char *prefix, const 
 typedef struct hf_config {
     monet_arch arch;
     hf_notes   notes;
-    hf_notes   unknown;         /* keys of config.json that this code does not know; also in notes */
+    hf_notes   unknown;         /* keys that this code does not know; also in notes */
     int32_t    bos_id, pad_id;  /* -1 = not given */
     int32_t    eos_ids[HF_MAX_EOS];
     int32_t    n_eos;           /* 0 = not given */

@@ -12,7 +12,7 @@
 
    V is stored transposed in a .monet file, so that the hidden units of a half-expert lie together.
    Vertical, with m = M/2: half-expert i has 2m rows of v1; row i*2m + u is column i*m + u of v11
-   and row i*2m + m + u the same column of v12. Likewise v2 from v21 and v22.                      */
+   and row i*2m + m + u the same column of v12. Likewise v2 from v21 and v22.                   */
 #ifndef TOOL_HF_NAMES_H
 #define TOOL_HF_NAMES_H
 
