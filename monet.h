@@ -548,7 +548,7 @@ typedef struct monet_generate_config {
        hold text back until it cannot be part of a stop string. false = stop.                     */
     bool (*text_fn)(void *user, const char *text, size_t size);
     /* Gets each token as it is drawn, before it is evaluated. false = stop. NULL is allowed.
-       logprob is as in monet_session_sample if `logprobs` asks for it, else 0.                    */
+       logprob is as in monet_session_sample if `logprobs` asks for it, else 0.                   */
     bool (*token_fn)(void *user, int32_t token, float logprob);
     bool  logprobs;
     void *user;
@@ -744,7 +744,10 @@ static monet_result monet__config(void *dst, size_t size, const void *src, monet
         return monet__fail(err, MONET_ERROR_VERSION,
                            "config: struct_size is %U, this version of monet.h knows %U",
                            (uint64_t)given, (uint64_t)size);
-    memcpy(dst, src, given ? given : size);
+    if (given && given < size) /* no struct of the first version is smaller */
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "config: struct_size is %U, expected 0 or %U",
+                           (uint64_t)given, (uint64_t)size);
+    memcpy(dst, src, size);
     return MONET_OK;
 }
 
@@ -1006,9 +1009,8 @@ static size_t monet__panel_size(const monet_tensor *t)
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
 {
     size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (!tensor) return 0;
-    if (tensor->layout == MONET_ROWS || tensor->panel < 1)
-        return r * (size_t)monet__cols(tensor) + c;
+    if (!tensor || tensor->panel < 1) return 0;
+    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
     rows = monet__panel_rows(tensor);
     p = r / (size_t)tensor->panel;
     r %= (size_t)tensor->panel;
@@ -1037,8 +1039,8 @@ MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t fir
                                          float *out)
 {
     int64_t columns;
-    if (!tensor || !tensor->data || !out || first < 0 || count < 0 ||
-        first > monet__rows(tensor) - count)
+    if (!tensor || !tensor->data || tensor->panel < 1 || !monet_dtype_size(tensor->dtype) || !out ||
+        first < 0 || count < 0 || first > monet__rows(tensor) - count)
         return MONET_ERROR_ARGUMENT;
     columns = monet__cols(tensor);
     for (int64_t r = first; r < first + count; ++r)
@@ -1223,7 +1225,7 @@ static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
    a hash table of (left id, right id) is all that merging needs, also when it goes by score.
 
    Easy to get wrong: control, unknown, unused and byte pieces never come out of a merge, whatever
-   the text says; a new pair may be better than the one being merged, then the sweep must stop;
+   the text says; a new pair may be better than the one just merged, a sweep must take it at once;
    equal scores go by place; a character cut off by the end of the text is bytes.                 */
 typedef struct monet__piece { /* one record of the file; its bytes are at blob + offset */
     uint32_t offset;
@@ -1255,7 +1257,7 @@ struct monet_tokenizer {
     size_t index_size;
     int32_t prefix_space;                           /* 0 never, 1 always, 2 first */
     bool strip_space;                               /* decode drops one leading space */
-    monet_host host;                                /* for the scratch memory of long words */
+    monet_host host;                                /* alloc_fn and free_fn, for long words */
     /* the indexes, made by monet__tok_build */
     monet__tok_pair *pairs;     /* hash of (left, right) -> result */
     monet__tok_name *names;     /* hash of plain bytes -> piece */
@@ -1468,7 +1470,8 @@ static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
         return monet__tok_fail(t, id, "type", p->type, "1 to 6", err);
     }
     if ((monet__bits(p->score) & 0x7F800000u) == 0x7F800000u) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: score is not finite", id);
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: the score is not finite",
+                           id);
     }
     while (i < p->size && code != MONET__TOK_NONE) {
         i += monet__tok_char(t->blob + p->offset + i, p->size - i, &code);
@@ -1594,8 +1597,8 @@ static monet_result monet__tok_add_bytes(monet_tokenizer *t, monet_error *err)
         id = name ? name->id : -1;
         if (id < 0 || monet__tok_piece(t, id).type != MONET_PIECE_BYTE) {
             return monet__fail(err, MONET_ERROR_FORMAT,
-                               "tokenizer: \"%s\" is piece %d of type %d, need one of type %d",
-                               bytes, id, id < 0 ? -1 : (int)monet__tok_piece(t, id).type,
+                               "tokenizer: \"%s\" is piece %d, type %d, need type %d", bytes,
+                               id, id < 0 ? -1 : (int)monet__tok_piece(t, id).type,
                                MONET_PIECE_BYTE);
         }
         t->byte_ids[value] = id;
@@ -1771,26 +1774,28 @@ static void monet__tok_merge_short(const monet_tokenizer *t, monet__tok_node *no
     }
 }
 
-/* Does the merges of the best priority from left to right, and at once those of new pairs that are
-   as good or better: these can only be at the place of the last merge or just before it. Returns
-   the number of merges, and in *length how many nodes there were. */
-static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes,
+/* Does the merges of priority *best, the best of all, from left to right, and at once those of new
+   pairs that are as good or better: these can only be at the last merge or just before it. Returns
+   their number. *best becomes the best of the rest (or better, then the next sweep finds nothing),
+   *length the number of nodes. */
+static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes, uint32_t *best,
                                 int32_t *length)
 {
-    uint32_t best = MONET__TOK_NONE;
-    int32_t i, merged = 0;
+    const uint32_t limit = *best;
+    int32_t i = 0, merged = 0;
+    *best = MONET__TOK_NONE;
     *length = 0;
-    for (i = 0; i >= 0; i = nodes[i].next, ++*length) {
-        if (nodes[i].priority < best) best = nodes[i].priority;
-    }
-    for (i = best == MONET__TOK_NONE ? -1 : 0; i >= 0;) {
-        int32_t p = nodes[i].prev, j = p >= 0 && nodes[p].priority <= nodes[i].priority ? p : i;
-        if (nodes[j].priority > best) {
+    while (i >= 0) {
+        int32_t p = nodes[i].prev;
+        uint32_t before = p < 0 ? MONET__TOK_NONE : nodes[p].priority;
+        if (before > limit && nodes[i].priority > limit) {
+            if (before < *best) *best = before; /* nodes[i] may still get another neighbour */
+            ++*length;
             i = nodes[i].next;
         } else {
-            monet__tok_join(t, nodes, j);
+            if (before <= nodes[i].priority) i = p;
+            monet__tok_join(t, nodes, i);
             merged++;
-            i = j;
         }
     }
     return merged;
@@ -1872,7 +1877,8 @@ static void monet__tok_word(monet__tok_out *out, const char *s, size_t n, bool p
     const bool is_long = n > MONET__TOK_SHORT;
     monet__tok_node local[MONET__TOK_SHORT + 1], *nodes = is_long ? out->nodes : local;
     int32_t i, last = -1, next, merged, left;
-    int64_t budget = 8 * (int64_t)length;
+    int64_t budget = 8 * (int64_t)length; /* what sweeps that find little may cost */
+    uint32_t best = MONET__TOK_NONE;
     size_t at, size, from, to;
     for (at = 0; at < length; at += size) {
         const char *c = s + at - shift;
@@ -1886,16 +1892,16 @@ static void monet__tok_word(monet__tok_out *out, const char *s, size_t n, bool p
         for (from = at + 1; from < at + size; from++) nodes[from].priority = MONET__TOK_NONE;
     }
     nodes[last].next = -1;
-    for (i = 0; i >= 0; i = nodes[i].next) monet__tok_rate(t, nodes, i);
-    if (is_long) {
-        do { /* some sweeps in vain are in the budget: the prefix or one odd end must not decide */
-            merged = monet__tok_sweep(t, nodes, &left);
-            if (merged <= left / 16) budget -= left;
-        } while (merged > 0 && budget > 0);
-        monet__tok_merge_heap(t, nodes, out->heap);
-    } else {
-        monet__tok_merge_short(t, nodes, length);
+    for (i = 0; i >= 0; i = nodes[i].next) {
+        monet__tok_rate(t, nodes, i);
+        if (nodes[i].priority < best) best = nodes[i].priority;
     }
+    if (!is_long) monet__tok_merge_short(t, nodes, length);
+    while (is_long && best != MONET__TOK_NONE && budget > 0) {
+        merged = monet__tok_sweep(t, nodes, &best, &left);
+        if (merged <= left / 16) budget -= left;
+    }
+    if (is_long && best != MONET__TOK_NONE) monet__tok_merge_heap(t, nodes, out->heap);
     for (i = 0; i >= 0; i = next) {
         next = nodes[i].next;
         from = i ? (size_t)i - shift : 0;
@@ -1910,7 +1916,7 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
     const monet_tokenizer *t = out->t;
     size_t i = 0;
     if (n == 0 && prefix) monet__tok_word(out, s, 0, true);
-    while (i < n) {
+    while (i < n && out->result == MONET_OK) {
         size_t start = i, size;
         uint64_t hash = 0;
         int32_t id = -1;
@@ -1923,8 +1929,6 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
             monet__tok_push(out, id);
         } else if (size <= MONET__TOK_SHORT || out->heap || monet__tok_scratch(out, s + start)) {
             monet__tok_word(out, s + start, size, prefix);
-        } else {
-            return;
         }
         prefix = false;
     }
@@ -2004,7 +2008,7 @@ static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_
     int32_t id, found = -1;
     size_t i = 0, k = 0;
     uint64_t hash = 0;
-    while (k < t->max_special && (prefix || i < n)) {
+    while (k < t->max_special && i < n) {
         size_t step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
         plain[k] = step == 1 ? s[i] : ' ';
         hash = monet__tok_step(hash, plain[k++]);
@@ -3083,6 +3087,12 @@ static monet_result monet__arch_divides(const monet_arch *a, monet_error *err)
     return MONET_OK;
 }
 
+/* In which way a float is out of its range. */
+static const char *monet__off(float x, float most)
+{
+    return x != x ? "NaN" : x < 0 ? "negative" : x > most ? "too large" : "too small";
+}
+
 MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
 {
     if (!arch) return monet__fail(err, MONET_ERROR_ARGUMENT, "arch is NULL");
@@ -3097,9 +3107,11 @@ MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
     MONET__ARCH(MONET__CHECK)
 #undef MONET__CHECK
     if (!(arch->rope_theta >= 1.0f && arch->rope_theta <= 1e12f))
-        return monet__fail(err, MONET_ERROR_FORMAT, "rope_theta must be 1..1e12");
+        return monet__fail(err, MONET_ERROR_FORMAT, "rope_theta is %s, must be 1..1e12",
+                           monet__off(arch->rope_theta, 1e12f));
     if (!(arch->norm_eps >= 1e-12f && arch->norm_eps <= 1.0f))
-        return monet__fail(err, MONET_ERROR_FORMAT, "norm_eps must be 1e-12..1");
+        return monet__fail(err, MONET_ERROR_FORMAT, "norm_eps is %s, must be 1e-12..1",
+                           monet__off(arch->norm_eps, 1.0f));
     return monet__arch_divides(arch, err);
 }
 
@@ -3250,9 +3262,11 @@ static monet_result monet__load_arch(monet_model *model, monet_error *err)
     model->arch.rope_theta = monet__float(monet__u32(p));
     model->arch.norm_eps = monet__float(monet__u32(p + 4));
     if (!model->arch.n_kv_heads || !model->arch.moe_groups || model->arch.rope_theta == 0 ||
-        model->arch.norm_eps == 0)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "architecture: n_kv_heads, moe_groups, rope_theta or norm_eps is 0");
+        model->arch.norm_eps == 0) /* a default would be taken: a file has none */
+        return monet__fail(err, MONET_ERROR_FORMAT, "architecture: %s is 0",
+                           !model->arch.n_kv_heads   ? "n_kv_heads"
+                           : !model->arch.moe_groups ? "moe_groups"
+                           : model->arch.norm_eps != 0 ? "rope_theta" : "norm_eps");
     model->has_weights = true;
     return monet_arch_check(&model->arch, err);
 }
@@ -3475,7 +3489,8 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
     if (result == MONET_OK) result = monet__load_counts(draft, err);
     if (result != MONET_OK) return result;
     size = monet__model_layout(draft, NULL);
-    if (!monet__add(&need, size, draft->size) || (config->max_bytes && need > config->max_bytes))
+    if (!monet__add(&need, size + 64, draft->size + (draft->block && !draft->mapped ? 64 : 0)) ||
+        (config->max_bytes && need > config->max_bytes))
         return monet__fail(err, MONET_ERROR_MEMORY, "model needs %U bytes, max_bytes is %U", need,
                            config->max_bytes);
     arena = monet__alloc(&draft->host, size + 64);
@@ -3925,9 +3940,10 @@ static monet_result monet__writer_tokenizer(const monet_host *host,
         (data->n_eos && !data->eos_ids))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: a count below 0, or no array");
     for (int32_t k = 0; k < data->n_pieces; ++k)
-        if (!data->pieces[k].bytes || data->pieces[k].size < 1 || data->pieces[k].size > 65535)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes", k,
-                               data->pieces[k].size);
+        if (!data->pieces[k].bytes || data->pieces[k].size < 1 || data->pieces[k].size > 65535 ||
+            data->pieces[k].type < 1 || data->pieces[k].type > MONET_PIECE_BYTE)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes and "
+                               "type %d", k, data->pieces[k].size, data->pieces[k].type);
     sink.p = NULL, sink.n = 0;
     monet__emit_tokenizer(&sink, data);
     size = sink.n;
@@ -3946,10 +3962,30 @@ static monet_result monet__writer_tokenizer(const monet_host *host,
     return result;
 }
 
+/* The caller's descriptions against our own: only dtypes may differ. */
+static monet_result monet__writer_shapes(const monet_arch *arch, const monet_tensor *given,
+                                         monet_error *err)
+{
+    for (int layer = -1; layer <= arch->n_layers; ++layer)
+        for (int id = 0; id < MONET__T_COUNT; ++id) {
+            monet_tensor t;
+            if (!monet__has_tensor(arch, id, layer)) continue;
+            monet__describe_tensor(&t, arch, id, layer, MONET_F32);
+            if (memcmp(t.name, given->name, sizeof t.name) || t.layout != given->layout ||
+                t.panel != given->panel || t.n_dims != given->n_dims ||
+                t.shape[0] != given->shape[0] || t.shape[1] != given->shape[1])
+                return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: its description is not "
+                                   "that of monet_arch_tensors", t.name);
+            ++given;
+        }
+    return MONET_OK;
+}
+
 /* ---- save: the writer ------------------------------------------------------------------------ */
 static monet_result monet__writer_check(const monet_writer_config *c, monet_error *err)
 {
-    monet_arch arch;
+    monet_arch   arch;
+    monet_result result;
     for (size_t k = 0; k < c->n_metadata; ++k)
         if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
             strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
@@ -3959,7 +3995,8 @@ static monet_result monet__writer_check(const monet_writer_config *c, monet_erro
         return c->tokenizer ? MONET_OK : monet__fail(err, MONET_ERROR_ARGUMENT,
                                                      "neither an architecture nor a tokenizer");
     arch = *c->arch;
-    if (monet_arch_check(&arch, err) != MONET_OK) return MONET_ERROR_ARGUMENT;
+    result = monet_arch_check(&arch, err);
+    if (result != MONET_OK) return result;
     if (memcmp(&arch, c->arch, sizeof arch))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "arch has defaults left: monet_arch_check");
     if (!c->tensors || c->n_tensors != monet__count_tensors(&arch))
@@ -3968,7 +4005,7 @@ static monet_result monet__writer_check(const monet_writer_config *c, monet_erro
     if (c->tokenizer && c->tokenizer->n_pieces > arch.vocab_size)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer has %d pieces, vocab_size is %d",
                            c->tokenizer->n_pieces, arch.vocab_size);
-    return MONET_OK;
+    return monet__writer_shapes(&arch, c->tensors, err);
 }
 
 /* Our own description of the tensors, with the caller's dtypes. */
@@ -5098,7 +5135,8 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
     const monet_real *logits;
     monet__candidate  best;
     size_t            V;
-    if (!s || !token) return MONET_ERROR_ARGUMENT;
+    if (!s) return MONET_ERROR_ARGUMENT;
+    if (!token) return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "sample: token is NULL");
     logits = monet_session_logits(s);
     if (!logits) return monet__fail(&s->error, MONET_ERROR_STATE, "sample: no logits, eval first");
     memset(&p, 0, sizeof p);
@@ -5118,7 +5156,8 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
     for (size_t v = 1; v < V; ++v)
         if (monet__likelier(&s->candidates[v], &best)) best = s->candidates[v];
     if (!(best.logit - best.logit == 0))
-        return monet__fail(&s->error, MONET_ERROR_NUMERIC, "sample: no finite logit");
+        return monet__fail(&s->error, MONET_ERROR_NUMERIC,
+                           "sample: no finite logit, or none after repetition_penalty");
     *token = best.token;
     if (p.temperature > 0) {
         size_t n = monet__cut(s->candidates, V, &p, (double)best.logit);

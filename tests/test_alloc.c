@@ -340,7 +340,35 @@ static void any_alignment(void)
     }
 }
 
-/* ---- threads --------------------------------------------------------------------------------- */
+/* ---- threads and parallel_fn ----------------------------------------------------------------- */
+
+/* The host runs the tasks, the last one first. */
+static void backwards(void *user, int count, void (*task)(void *arg, int index), void *arg)
+{
+    int *most = (int *)user;
+    if (count > *most) *most = count;
+    while (count-- > 0) task(arg, count);
+}
+
+static void parallel(void)
+{
+    const int32_t tokens[4] = {1, 260, 261, 262};
+    monet_session_config config = {0};
+    monet_host own = {NULL, NULL, backwards, 3, NULL};
+    monet_session *one = NULL, *s = NULL;
+    int most = 0;
+    own.user = &most;
+    config.host = &own;
+    CHECK_EQ(monet_session_create(model, NULL, &one, NULL), MONET_OK);
+    CHECK_EQ(monet_session_create(model, &config, &s, NULL), MONET_OK);
+    CHECK_EQ(monet_session_eval(one, tokens, 4), MONET_OK);
+    CHECK_EQ(monet_session_eval(s, tokens, 4), MONET_OK);
+    CHECK(!memcmp(monet_session_logits(s), monet_session_logits(one), TINY_VOCAB * 4));
+    CHECK_EQ(most, 3);
+    CHECK_EQ(threads_made, 0);
+    monet_session_free(s);
+    monet_session_free(one);
+}
 
 static void threads(void)
 {
@@ -394,6 +422,7 @@ int main(void)
     none_in_between();
     other_memory();
     any_alignment();
+    parallel();
     threads();
     monet_model_free(model);
     CHECK(heap.live == 0 && heap.wrong == 0);

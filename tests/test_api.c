@@ -378,6 +378,7 @@ static void decoding(void)
     CHECK(monet_tokenizer_size(NULL) == 0 && monet_tokenizer_size(t) == TINY_PIECES);
     CHECK(monet_tokenizer_bos(NULL) == -1 && monet_tokenizer_bos(t) == 1);
     CHECK(!monet_tokenizer_is_eos(NULL, 2) && monet_tokenizer_is_eos(t, 2));
+    CHECK(monet_tokenizer_eos(NULL) == -1 && monet_tokenizer_eos(t) == 2);
     CHECK_EQ(monet_tokenizer_find(NULL, "a", 1), -1);
     CHECK_EQ(monet_tokenizer_find(t, NULL, 1), -1);
     CHECK_EQ(monet_tokenizer_find(t, "a", 0), -1);

@@ -405,6 +405,7 @@ static void bit_flips(void)
 static void data_flips(long turns)
 {
     tiny_options options = {0};
+    monet_model_config config = {0};
     monet_model *model = NULL;
     long missed = 0;
     options.n_layers = 1;
@@ -428,6 +429,12 @@ static void data_flips(long turns)
     CHECK_EQ(missed, 0);
     CHECK_EQ(monet_model_verify(model, NULL), MONET_OK);
     monet_model_free(model);
+    config.verify = true;
+    seed.data[seed.size - 100] ^= 1;
+    CHECK_EQ(monet_model_load_memory(seed.data, seed.size, &config, &model, &said),
+             MONET_ERROR_FORMAT);
+    CHECK(model == NULL);
+    CHECK_HAS(said.message, "hash does not match, its bytes are damaged");
     end();
 }
 
@@ -912,6 +919,7 @@ static void vocabulary(void)
     monet_arch arch;
     monet_tensor tensors[64];
     const char *path = tiny_path("small.monet");
+    static const uint8_t none[32];
     part p[8], q[8];
     size_t n;
     tiny_file small;
@@ -932,6 +940,10 @@ static void vocabulary(void)
     (void)remove(path);
     begin(&options);
     CHECK_EQ(parts_of(&good, p), 5);
+    memcpy(q, p, sizeof q);
+    q[2].data = none;
+    q[2].size = sizeof none;
+    assembled("no pieces at all", q, 5, FORMAT, "tokenizer: 0 pieces and 0 merges");
     CHECK_EQ(parts_of(&small, q), 4);
     q[4] = p[2];
     assembled("more pieces than rows", q, 5, FORMAT, "tokenizer has 270 pieces, vocab_size is 269");
@@ -1180,7 +1192,7 @@ int main(int argc, char **argv)
     if (times < 1) times = 1;
     vertical.merges = 1;
     horizontal.horizontal = 1;
-    horizontal.dtype = MONET_BF16;
+    horizontal.dtype = MONET_F16;
     horizontal.n_kv_heads = 4;
     every_field(&vertical);
     every_pair();

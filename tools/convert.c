@@ -29,6 +29,7 @@
 #define MAP_BYTES   (UINT64_C(96) << 20) /* of a .monet file, read before it is mapped anew */
 #endif
 #define N_SLOTS     4                    /* blocks of rows on their way to the writer */
+#define SYNC_SLOTS  128                  /* so many are written, then sent on to the disk */
 #define MAX_SHOWN 10                     /* warnings of one kind */
 
 enum { EXIT_USAGE = 2 };
@@ -498,8 +499,10 @@ static bool special_ids(checkpoint *in, const tok_generation *generation, tool_e
 }
 
 /* ---- the stream of weights -------------------------------------------------------------------
-   Two threads: the reader reads, widens and transposes, the main thread packs and writes. Rows of
-   floats go from one to the other through a ring of slots, in the order of the file.            */
+   The reader, a thread, reads, widens and transposes; the main thread packs and writes. Rows of
+   floats go from one to the other through a ring of slots, in the order of the file. A third thread
+   sends what was written on to the disk: the system would keep gigabytes in memory until the sync
+   at the end, and that would take as long as all the rest.                                      */
 
 typedef struct slot {
     float              *rows;
@@ -528,12 +531,15 @@ typedef struct stream {
     bool            ended, stopped;      /* no more rows will come; no more rows are wanted */
     bool            failed;              /* the reader did, see problem */
     tool_error      problem;
+    int             sync_fd;             /* the unfinished file once more; -1 = none */
+    int             sync_code;           /* what the disk said; 0 = all well */
 } stream;
 
 static void stream_begin(stream *s, const st_file *files)
 {
     memset(s, 0, sizeof *s);
     s->files = files;
+    s->sync_fd = -1;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
 }
@@ -543,6 +549,7 @@ static void stream_free(stream *s)
     int i;
 
     monet_writer_free(s->writer);
+    if (s->sync_fd >= 0) close(s->sync_fd);
     free(s->raw);
     for (i = 0; i < N_SLOTS; i++) free(s->slots[i].rows);
     pthread_cond_destroy(&s->changed);
@@ -625,7 +632,7 @@ static void end_rows(stream *s, slot *full, const monet_tensor *tensor, int64_t 
     count_broken(full);
     pthread_mutex_lock(&s->lock);
     s->n_filled++;
-    pthread_cond_signal(&s->changed);
+    pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -876,7 +883,7 @@ static void release_rows(stream *s)
 {
     pthread_mutex_lock(&s->lock);
     s->n_written++;
-    pthread_cond_signal(&s->changed);
+    pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -919,9 +926,45 @@ static void *reader_main(void *arg)
     pthread_mutex_lock(&r->s->lock);
     r->s->failed = !ok;
     r->s->ended = true;
-    pthread_cond_signal(&r->s->changed);
+    pthread_cond_broadcast(&r->s->changed);
     pthread_mutex_unlock(&r->s->lock);
     return NULL;
+}
+
+static void *syncer_main(void *arg)
+{
+    stream *s = arg;
+    uint64_t synced = 0;
+    bool ended;
+
+    do {
+        pthread_mutex_lock(&s->lock);
+        while (!s->stopped && s->n_written - synced < SYNC_SLOTS)
+            pthread_cond_wait(&s->changed, &s->lock);
+        synced = s->n_written;
+        ended = s->stopped;
+        pthread_mutex_unlock(&s->lock);
+        if (!ended && TOOL_SYS(fsync)(s->sync_fd) != 0) s->sync_code = errno;
+    } while (!ended && s->sync_code == 0);
+    return NULL;
+}
+
+/* The writer's unfinished file is out.tmp.PID.N, with the first N that was free. If it cannot be
+   opened once more, all is well but slower. */
+static void open_for_sync(stream *s, const char *out)
+{
+    uint64_t room = (uint64_t)strlen(out) + 48;
+    char *path = tool_alloc(room, 1, NULL);
+    int n, fd;
+
+    for (n = 0; path != NULL && n < 1000; n++) {
+        snprintf(path, (size_t)room, "%s.tmp.%ld.%d", out, (long)getpid(), n);
+        fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0) break;
+        if (s->sync_fd >= 0) close(s->sync_fd);
+        s->sync_fd = fd;
+    }
+    free(path);
 }
 
 static bool finish_writer(stream *s, tool_error *err)
@@ -932,13 +975,22 @@ static bool finish_writer(stream *s, tool_error *err)
     return monet_writer_finish(s->writer, &problem) == MONET_OK || fail_monet(err, &problem);
 }
 
-/* Runs both threads to the end of the file. */
-static bool run_stream(stream *s, read_fn read, void *source, uint64_t bytes, tool_error *err)
+static void stop_stream(stream *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->stopped = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Runs the threads to the end of the file `out`, for which the writer is there. */
+static bool run_stream(stream *s, read_fn read, void *source, const char *out, uint64_t bytes,
+                       tool_error *err)
 {
     reader r;
-    pthread_t thread;
+    pthread_t thread, syncer;
     int code;
-    bool ok;
+    bool syncs, ok;
 
     r.s = s;
     r.read = read;
@@ -946,14 +998,16 @@ static bool run_stream(stream *s, read_fn read, void *source, uint64_t bytes, to
     tool_progress_begin(&s->progress, "converting", NULL, bytes);
     code = pthread_create(&thread, NULL, reader_main, &r);
     if (code != 0) return tool_fail(err, "no second thread: %s", strerror(code));
+    open_for_sync(s, out);
+    syncs = s->sync_fd >= 0 && pthread_create(&syncer, NULL, syncer_main, s) == 0;
     ok = write_rows(s, err);
-    pthread_mutex_lock(&s->lock);
-    s->stopped = true;
-    pthread_cond_signal(&s->changed);
-    pthread_mutex_unlock(&s->lock);
+    stop_stream(s);
     pthread_join(thread, NULL);
+    if (syncs) pthread_join(syncer, NULL);
     tool_progress_end(&s->progress);
     if (ok && s->failed) ok = tool_fail(err, "%s", s->problem.message);
+    if (ok && s->sync_code != 0)
+        ok = tool_fail(err, "%s: writing failed: %s", out, strerror(s->sync_code));
     return ok && finish_writer(s, err);
 }
 
@@ -1095,7 +1149,8 @@ static bool write_checkpoint(checkpoint *in, const char *out, tool_error *err)
     bool ok;
 
     stream_begin(&s, &in->files);
-    ok = create_writer(&s, in, out, err) && run_stream(&s, read_checkpoint, in, in->n_bytes, err);
+    ok = create_writer(&s, in, out, err) &&
+         run_stream(&s, read_checkpoint, in, out, in->n_bytes, err);
     stream_free(&s);
     if (ok) print_done(out, in->n_bytes, tool_seconds() - start);
     return ok;
@@ -1276,8 +1331,8 @@ static bool convert_monet(const char *path, const char *out, int dtype, tool_err
     }
     ok = (in.targets != NULL || monet_model_arch(in.model) == NULL) &&
          create_recoder(&s, in.model, in.targets, in.n_tensors, out, err) &&
-         run_stream(&s, read_model, &in, stat(path, &status) == 0 ? (uint64_t)status.st_size : 0,
-                    err);
+         run_stream(&s, read_model, &in, out,
+                    stat(path, &status) == 0 ? (uint64_t)status.st_size : 0, err);
     if (ok) print_done(out, s.done, tool_seconds() - start);
     stream_free(&s);
     monet_model_free(in.model);
