@@ -883,8 +883,8 @@ static void test_interrupt(void)
     CHECK(converted(NULL, NULL));
 }
 
-/* A disk that says on the way that it cannot write. On a machine with one busy core the end may come
-   before the disk is asked. */
+/* A disk that says on the way that it cannot write. On a busy machine the end may come
+   before the disk is asked.                                                                     */
 static void test_disk(void)
 {
     int i;

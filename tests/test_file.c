@@ -850,13 +850,13 @@ static void pieces(void)
 {
     const uint64_t at = tiny_at(&good, 3), p = at + 32;
     patched("score NaN", p + 12 * 265 + 8, 4, 0x7FC00000u, FORMAT,
-            "piece 265 \"ab\": exponent of the score");
-    patched("score infinite", p + 12 * 265 + 8, 4, 0x7F800000u, FORMAT, "exponent of the score");
+            "piece 265: the score is not finite");
+    patched("score infinite", p + 12 * 265 + 8, 4, 0x7F800000u, FORMAT, "the score is not finite");
     patched("score -infinite", p + 12 * 3 + 8, 4, 0xFF800000u, FORMAT,
-            "piece 3 \"<0x00>\": exponent of the score");
+            "piece 3: the score is not finite");
     for (uint64_t b = 0; b < 256; b++) {
         char words[48];
-        snprintf(words, sizeof words, "\"<0x%02X>\" is piece %d of type 5", (unsigned)b,
+        snprintf(words, sizeof words, "\"<0x%02X>\" is piece %d, type 5", (unsigned)b,
                  (int)b + 3);
         patched("a byte is missing", p + 12 * (3 + b) + 6, 2, MONET_PIECE_UNUSED, FORMAT, words);
     }
@@ -1043,6 +1043,95 @@ static void large_tables(void)
     end();
 }
 
+/* ---- a crowded hash table -------------------------------------------------------------------- */
+
+enum { LETTERS = 3000, CROWD = 16000 };
+
+/* Where the tokenizer looks for a pair first, if its hash is what it was when this was written. */
+static uint64_t pair_home(uint64_t left, uint64_t right, uint64_t n)
+{
+    uint64_t x = (left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ x >> 32) * UINT64_C(0xD6E8FEB86659FD93);
+    return ((x ^ x >> 32) >> 32) * n >> 32;
+}
+
+static void letter(monet_piece *p, char *bytes, int prefix, int a, int b)
+{
+    const int codes[3] = {prefix ? 0x2581 : 0, a + 0x4E00, b < 0 ? 0 : b + 0x4E00};
+    p->bytes = bytes;
+    p->type = MONET_PIECE_NORMAL;
+    p->size = 0;
+    for (int k = 0; k < 3; k++) {
+        if (!codes[k]) continue;
+        bytes[p->size++] = (char)(0xE0 | codes[k] >> 12);
+        bytes[p->size++] = (char)(0x80 | (codes[k] >> 6 & 63));
+        bytes[p->size++] = (char)(0x80 | (codes[k] & 63));
+    }
+}
+
+/* Merges of " a" and "b" that take one place after the other of the table, with "ab", which is no
+   pair, looked for at the beginning of that run: a search that goes on to its end takes n^2.     */
+static void crowd(monet_piece *pieces, char *bytes, monet_merge *merges)
+{
+    const uint64_t n = (LETTERS + CROWD) * 3 / 2;
+    const int words = 260 + 2 * LETTERS;
+    char *taken = (char *)calloc(n + LETTERS, 1);
+    uint64_t end = 0; /* of the run */
+    int found = 0;
+    for (int i = 0; i < LETTERS; i++) {
+        uint64_t home = pair_home(259, (uint64_t)i + 260, n);
+        letter(pieces + 260 + i, bytes + 9 * i, 0, i, -1);
+        letter(pieces + 260 + LETTERS + i, bytes + 9 * (LETTERS + i), 1, i, -1);
+        merges[i].left = 259, merges[i].right = 260 + i, merges[i].result = 260 + LETTERS + i;
+        while (taken[home]) home++;
+        taken[home] = 1;
+    }
+    for (uint64_t places = 0; places < CROWD; end++) places += !taken[end];
+    for (uint64_t x = 1; found < CROWD;) {
+        int a = (int)((x = tiny_mix(x + 1)) % LETTERS), b = (int)((x >> 32) % LETTERS);
+        uint64_t home = pair_home((uint64_t)a + 260 + LETTERS, (uint64_t)b + 260, n);
+        if (home >= end || taken[home]) continue;
+        if (pair_home((uint64_t)a + 260, (uint64_t)b + 260, n) > n / 12) continue;
+        taken[home] = 1;
+        letter(pieces + words + found, bytes + 9 * (words + found), 1, a, b);
+        merges[LETTERS + found].left = 260 + LETTERS + a;
+        merges[LETTERS + found].right = 260 + b;
+        merges[LETTERS + found].result = words + found;
+        found++;
+    }
+    free(taken);
+}
+
+static void crowded_table(void)
+{
+    const int n = 260 + 2 * LETTERS + CROWD;
+    monet_piece *pieces = (monet_piece *)calloc((size_t)n, sizeof *pieces);
+    monet_merge *merges = (monet_merge *)calloc(LETTERS + CROWD, sizeof *merges);
+    char *bytes = (char *)calloc((size_t)n, 9);
+    monet_tokenizer_data data;
+    monet_writer_config config;
+    monet_writer *w = NULL;
+    tiny_options options = {0};
+    clock_t start;
+    options.no_weights = options.merges = 1;
+    tiny_config(&config, &options);
+    data = *config.tokenizer;
+    memcpy(pieces, data.pieces, 260 * sizeof *pieces);
+    crowd(pieces, bytes, merges);
+    data.pieces = pieces, data.n_pieces = n;
+    data.merges = merges, data.n_merges = LETTERS + CROWD;
+    config.tokenizer = &data;
+    start = clock(); /* of the writer's check, which is that of the loader */
+    if (!CHECK_EQ(monet_writer_create(tiny_path("x"), &config, &w, &said), MONET_OK))
+        printf("    %s\n", said.message);
+    CHECK((double)(clock() - start) / CLOCKS_PER_SEC < 0.4);
+    printf("  a crowded table: %.0f ms\n", (double)(clock() - start) * 1e3 / CLOCKS_PER_SEC);
+    monet_writer_free(w);
+    free(pieces);
+    free(merges);
+    free(bytes);
+}
+
 /* ---- files and memory that are none ---------------------------------------------------------- */
 
 static void load_path(const char *what, const char *path, monet_result code, const char *words)
@@ -1210,6 +1299,7 @@ int main(int argc, char **argv)
     random_damage(&horizontal, 2000 * times);
     max_bytes();
     large_tables();
+    crowded_table();
     paths();
     alignment();
     bad_weights();
