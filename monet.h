@@ -341,7 +341,7 @@ enum { /* types of pieces, as SentencePiece numbers them */
 };
 typedef struct monet_piece {
     const char *bytes; /* as the vocabulary writes it: U+2581 for a space, "<0x41>" for a byte */
-    int32_t     size;  /* 1..1024 bytes; need not be terminated */
+    int32_t     size;  /* 1..512 bytes of UTF-8; need not be terminated */
     int32_t     type;  /* MONET_PIECE_... */
     float       score; /* pairs that make a piece of higher score merge first; without merges */
 } monet_piece;

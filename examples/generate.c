@@ -81,7 +81,7 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- writing text ------------------------------------------------------------------------- */
+/* ---- writing text ---------------------------------------------------------------------------- */
 
 static bool flush_output(program *p)
 {
@@ -99,7 +99,7 @@ static bool write_text(void *user, const char *text, size_t size)
     return flush_output(p);
 }
 
-/* ---- showing experts ---------------------------------------------------------------------- */
+/* ---- showing experts ------------------------------------------------------------------------- */
 
 /* Bytes of the UTF-8 character at s; 0 if the bytes are not one. */
 static size_t utf8_size(const unsigned char *s, size_t size)
@@ -176,7 +176,7 @@ static void print_experts(program *p, int32_t token, int32_t index)
     flush_output(p);
 }
 
-/* ---- tokens and prompts ------------------------------------------------------------------- */
+/* ---- tokens and prompts ---------------------------------------------------------------------- */
 
 static bool add_tokens(token_list *list, const int32_t *tokens, size_t count)
 {
@@ -242,7 +242,7 @@ static char *read_text(FILE *in, int end, size_t *size)
     return text;
 }
 
-/* ---- generating --------------------------------------------------------------------------- */
+/* ---- generating ------------------------------------------------------------------------------ */
 
 /* A token_fn of monet_generate_config: gets each token before it is evaluated, so the routing of
    the token before it is there to be shown. Returning false stops the generation.                */
@@ -319,7 +319,7 @@ static bool continue_text(program *p, const char *prompt, size_t size)
     return ok;
 }
 
-/* ---- chatting -----------------------------------------------------------------------------
+/* ---- chatting --------------------------------------------------------------------------------
    The model was taught conversations of this form, where <s> and </s> are the tokens:
 
        <s>[INST] a [/INST] b</s><s>[INST] c [/INST]
@@ -422,7 +422,7 @@ static bool chat(program *p)
     return ok;
 }
 
-/* ---- statistics --------------------------------------------------------------------------- */
+/* ---- statistics ------------------------------------------------------------------------------ */
 
 static void print_statistics(const program *p)
 {
@@ -474,7 +474,7 @@ static void print_info(const program *p)
     }
 }
 
-/* ---- options ------------------------------------------------------------------------------ */
+/* ---- options --------------------------------------------------------------------------------- */
 
 typedef enum option_type { FLAG, TEXT, WHOLE, SEED, NUMBER, DTYPE, STOP, EXPERTS } option_type;
 
@@ -644,7 +644,7 @@ static bool read_options(settings *set, int argc, char **argv)
     return true;
 }
 
-/* ---- loading ------------------------------------------------------------------------------ */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 /* The model that ships: below the current folder, or near the program. NULL if it is not there. */
 static const char *find_model(const char *program_path, char *path, size_t size)
@@ -693,7 +693,7 @@ static bool start_session(program *p)
     return true;
 }
 
-/* ---- main --------------------------------------------------------------------------------- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 static void default_settings(settings *set)
 {

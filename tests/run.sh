@@ -38,8 +38,9 @@ check() { # check NAME ARGUMENTS...: tools/check prints "ok" or "FAIL" behind ea
     shift
     "$tmp/bin/check" "$@" > "$tmp/log" 2>&1
     status=$?
-    echo "check: $(grep -cE ' ok$|, 0 not$' "$tmp/log") passed, $(grep -cE 'FAIL$|, [1-9][0-9]* not$' \
-        "$tmp/log") failed" >> "$tmp/log"
+    good=$(grep -cE ' ok$|, 0 not$' "$tmp/log")
+    bad=$(grep -cE 'FAIL$|, [1-9][0-9]* not$' "$tmp/log")
+    echo "check: $good passed, $bad failed" >> "$tmp/log"
     count "$name" "$tmp/log" $status
 }
 
