@@ -99,8 +99,9 @@
    DETERMINISM
 
      Equal inputs give equal bits, for any number of threads and any split of a prompt into evals:
-     every sum has one fixed order (16 partial sums, then one tree). Another compiler or other flags
-     may round differently: the last digits differ then.
+     every sum has one fixed order (16 partial sums, then one tree). The caller's rounding mode does
+     not matter: eval works in the default one. Another compiler or other flags may round
+     differently: the last digits differ then.
 
    SECURITY
 
@@ -376,7 +377,7 @@ typedef struct monet_writer monet_writer;
 /* Opens path.tmp.<pid>.<n>. The config's arrays are not needed after the call. */
 MONET_API monet_result monet_writer_create(const char *path, const monet_writer_config *config,
                                            monet_writer **out, monet_error *err);
-/* Appends `count` rows (count, columns) of the current tensor; whole panels, except at its end.
+/* Appends `count` rows (count, columns) of the current tensor.
    Tensors come in order, rows from first to last. A vector is one row.                           */
 MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows, int64_t count,
                                          monet_error *err);
@@ -516,7 +517,7 @@ MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_f
 typedef struct monet_sampler {    /* plain data, copy it freely; {0} = greedy */
     float    temperature;         /* 0 = greedy: the largest logit, the lowest id of equal ones */
     int32_t  top_k;               /* only the k likeliest; 0 = off */
-    float    top_p;               /* only the likeliest that reach this probability; 0 or 1 = off */
+    float    top_p;               /* of these, the likeliest that reach this part; 0 or 1 = off */
     float    min_p;               /* only those with at least min_p times the largest; 0 = off */
     float    repetition_penalty;  /* logits of recent tokens: / if > 0, * if < 0; 0 or 1 = off */
     int32_t  penalty_last_n;      /* how many tokens back; 0 = all */
@@ -596,6 +597,7 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
 #define MONET__BIG_ENDIAN 0
 #endif
 
+#include <fenv.h>
 #include <float.h>
 #include <math.h>
 #include <stdarg.h>
@@ -615,6 +617,7 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
 #endif
 #ifdef MONET_THREADS
 #include <pthread.h>
+#include <unistd.h>
 #endif
 #else
 #define MONET__POSIX 0
@@ -870,14 +873,14 @@ MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const voi
     return MONET_OK;
 }
 
-/* e^x to about 1 unit in the last place; 0 below -87.3, infinity above 88.7, NaN stays NaN.
+/* e^x to about 1 unit in the last place; 0 below -87.3, infinity above 88.3, NaN stays NaN.
    x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its series, 2^n put into the exponent.                 */
 static monet_real monet__exp(monet_real x)
 {
     float v = (float)x, n, r, p;
     if (sizeof(monet_real) != sizeof(float)) return (monet_real)exp((double)x);
     if (!(v > -87.3f)) return (monet_real)(v <= -87.3f ? 0.0f : v);
-    if (v > 88.7f) return (monet_real)HUGE_VALF;
+    if (v > 88.3f) return (monet_real)HUGE_VALF; /* up to here 2^n fits a float */
     n = (float)(int)(v * 1.44269504f + (v < 0 ? -0.5f : 0.5f));
     r = (v - n * 0.693359375f) - n * -2.12194440e-4f; /* ln 2 in two parts: the first is exact */
     p = 1.0f / 720 + r * (1.0f / 5040);
@@ -898,6 +901,16 @@ static uint64_t monet__u64(const uint8_t *p)
 {
     return (uint64_t)monet__u32(p) | (uint64_t)monet__u32(p + 4) << 32;
 }
+
+/* Rounding and flushing of subnormals belong to a thread: to the caller's, or to that which started
+   a pool. All arithmetic runs in the default mode and leaves the thread's own as it was.         */
+static void monet__mode_begin(fenv_t *own)
+{
+    (void)fegetenv(own);
+    (void)fesetenv(FE_DFL_ENV);
+}
+
+static void monet__mode_end(const fenv_t *own) { (void)fesetenv(own); }
 
 /* ---- hash ----------------------------------------------------------------------------- >>hash
    XXH64 with seed 0, for accidents only. Streaming: any pieces give the hash of the whole.       */
@@ -2265,6 +2278,7 @@ static void *monet__work(void *arg)
     monet__worker *me = (monet__worker *)arg;
     monet__pool   *pool = me->pool;
     unsigned       seen = 0;
+    (void)fesetenv(FE_DFL_ENV);
     for (;;) {
         for (int spin = 0; spin < 700; ++spin) {
             if (__atomic_load_n(&pool->job, __ATOMIC_ACQUIRE) != seen) break;
@@ -2366,14 +2380,18 @@ typedef struct monet__job {
     monet__item_fn fn;
     void          *context;
     int            count, n_tasks;
+    bool           foreign; /* on threads of the host, in whatever mode they are */
 } monet__job;
 
 static void monet__job_task(void *arg, int index)
 {
     const monet__job *job = (const monet__job *)arg;
+    fenv_t            own;
     int64_t           first = (int64_t)job->count * index / job->n_tasks;
     int64_t           end = (int64_t)job->count * (index + 1) / job->n_tasks;
+    if (job->foreign) monet__mode_begin(&own);
     for (int64_t item = first; item < end; ++item) job->fn(job->context, (int)item, index);
+    if (job->foreign) monet__mode_end(&own);
 }
 
 /* fn(context, item, task) for each item; task is below team->n and names scratch memory. */
@@ -2384,7 +2402,8 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
     job.context = context;
     job.count = count;
     job.n_tasks = team->n < count ? team->n : count;
-    if (job.n_tasks > 1 && team->host.parallel_fn) {
+    job.foreign = job.n_tasks > 1 && team->host.parallel_fn;
+    if (job.foreign) {
         team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
         return;
     }
@@ -2402,7 +2421,8 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
 
 /* ---- layers: rmsnorm -------------------------------------------------------------------------
    out = x / sqrt(mean(x^2) + eps) * weight, over one token. Easy to get wrong: eps is inside the
-   root; the mean is over C.                                                                      */
+   root; the mean is over C. If x is so large (1.8e19) that its square overflows, out is 0, as in
+   the published model.                                                                           */
 static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) (C) */
                                    const monet_real *weight, int C, monet_real eps)
 {
@@ -2478,6 +2498,8 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
 static void monet__rope_table(monet_real *cosine, monet_real *sine, /* (S,D/2) (S,D/2) */
                               int S, int D, double theta)
 {
+    fenv_t own;
+    monet__mode_begin(&own);
     for (int d = 0; d < D / 2; ++d) {
         double frequency = pow(theta, -2.0 * d / D);
         for (int pos = 0; pos < S; ++pos) {
@@ -2485,6 +2507,7 @@ static void monet__rope_table(monet_real *cosine, monet_real *sine, /* (S,D/2) (
             sine[(size_t)pos * (size_t)(D / 2) + (size_t)d] = (monet_real)sin(pos * frequency);
         }
     }
+    monet__mode_end(&own);
 }
 
 static void monet__rope_forward(monet_real *head, const monet_real *cosine, /* (D) (D/2) (D/2) */
@@ -2547,12 +2570,16 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
 /* x with P(normal > x) = k/N: where the cut lies so that k half-experts survive on average. */
 static double monet__sigma(int k, int N)
 {
-    double low = -40, high = 40, tail = (double)k / N;
+    double low = -40, high = 40, tail;
+    fenv_t own;
+    monet__mode_begin(&own);
+    tail = (double)k / N;
     for (int step = 0; step < 100; ++step) { /* erfc falls: bisection always converges */
         double middle = 0.5 * (low + high);
         if (0.5 * erfc(middle / sqrt(2.0)) > tail) low = middle;
         else high = middle;
     }
+    monet__mode_end(&own);
     return 0.5 * (low + high);
 }
 
@@ -2644,6 +2671,7 @@ static void monet__moe_sizes(monet__moe *moe, const monet_arch *arch, int max_to
     moe->max_tokens = max_tokens;
     moe->max_slots = tokens * usual > N ? tokens * usual : N;
     moe->max_pairs = tokens * usual * usual > N * N ? tokens * usual * usual : N * N;
+    if (moe->max_slots > INT32_MAX) moe->max_slots = INT32_MAX; /* slots are 32-bit numbers */
     moe->sigma = (monet_real)monet__sigma(arch->moe_topk, arch->moe_experts);
 }
 
@@ -4501,6 +4529,9 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     s->S = full->context ? full->context : a->max_seq_len;
     s->B = full->max_batch ? full->max_batch : 256;
     if (s->B > s->S) s->B = s->S;
+    if ((int64_t)s->B * a->n_heads > INT32_MAX)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "max_batch is %d: too much for %d heads",
+                           s->B, a->n_heads);
     s->D = a->dim / a->n_heads;
     s->padded = (int)monet__round_up((uint64_t)s->D, MONET__LANES);
     s->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
@@ -4833,8 +4864,8 @@ static monet_result monet__eval_check(monet_session *s, const void *input, size_
 }
 
 /* tokens or embeddings is NULL. */
-static monet_result monet__eval(monet_session *s, const int32_t *tokens, const float *embeddings,
-                                size_t count)
+static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
+                                    const float *embeddings, size_t count)
 {
     size_t C = (size_t)s->model->arch.dim;
     s->n_last = s->n_logits = 0;
@@ -4856,6 +4887,17 @@ static monet_result monet__eval(monet_session *s, const int32_t *tokens, const f
     s->length += (int)count;
     s->n_last = (int)count;
     return MONET_OK;
+}
+
+static monet_result monet__eval(monet_session *s, const int32_t *tokens, const float *embeddings,
+                                size_t count)
+{
+    fenv_t       own;
+    monet_result result;
+    monet__mode_begin(&own);
+    result = monet__eval_all(s, tokens, embeddings, count);
+    monet__mode_end(&own);
+    return result;
 }
 
 MONET_API monet_result monet_session_eval(monet_session *session, const int32_t *tokens,
@@ -5350,7 +5392,7 @@ static monet_result monet__generate_tokens(monet_session *s, const monet_generat
         if (r->stop != MONET_STOP_NONE) break;
         if (c->max_tokens && r->n_tokens == c->max_tokens) r->stop = MONET_STOP_MAX_TOKENS;
         else if (s->length == s->S) r->stop = MONET_STOP_CONTEXT_FULL;
-        else result = monet_session_eval(s, &token, 1);
+        else if ((result = monet_session_eval(s, &token, 1)) == MONET_OK) r->last_token = -1;
         if (result != MONET_OK) break;
     }
     monet__stream_end(&stream);

@@ -42,7 +42,7 @@ command -v gcc > /dev/null || command -v clang > /dev/null || both=$CC
 for compiler in $both; do
     command -v "$compiler" > /dev/null || { echo "note: no $compiler here"; continue; }
     for switch in "" -DMONET_STATIC -DMONET_NO_SIMD -DMONET_NO_STDIO -DMONET_NO_TRAINING \
-        "-DMONET_THREADS -pthread" "-DMONET_REAL=double"; do
+        "-DMONET_THREADS -pthread" "-DMONET_THREADS -DMONET_NO_STDIO" "-DMONET_REAL=double"; do
         c99="$compiler -std=c99 $warn $switch -I."
         ok "$compiler c99 $switch" $c99 -O0 -c "$tmp/u.c" -o "$tmp/u.o"
         ok "$compiler after $switch" $c99 -fsyntax-only "$tmp/after.c"

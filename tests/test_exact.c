@@ -34,7 +34,7 @@
 #endif
 
 enum { T = 40, CONTEXT = 48 };
-enum { MODES_REQUIRED = 0 }; /* 1: the caller's rounding mode must not change a bit */
+enum { MODES_REQUIRED = 1 }; /* 1: the caller's rounding mode must not change a bit */
 static int thorough;
 
 /* ---- models ---------------------------------------------------------------------------------- */

@@ -996,9 +996,9 @@ static bool run_stream(stream *s, read_fn read, void *source, const char *out, u
     r.read = read;
     r.source = source;
     tool_progress_begin(&s->progress, "converting", NULL, bytes);
+    open_for_sync(s, out);
     code = pthread_create(&thread, NULL, reader_main, &r);
     if (code != 0) return tool_fail(err, "no second thread: %s", strerror(code));
-    open_for_sync(s, out);
     syncs = s->sync_fd >= 0 && pthread_create(&syncer, NULL, syncer_main, s) == 0;
     ok = write_rows(s, err);
     stop_stream(s);
