@@ -1035,6 +1035,13 @@ MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int
     return base + r * MONET__GROUP + c;
 }
 
+/* Place of column k (0..31) of a group, from that of its column 0 on. */
+static size_t monet__in_group(const monet_tensor *t, size_t k)
+{
+    if (t->layout == MONET_PANELS) return t->dtype == MONET_BF16 ? k : monet__split(k);
+    return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? 2 * k : k;
+}
+
 /* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
 static bool monet__tensor_size(const monet_tensor *t, uint64_t *out)
 {
@@ -1057,9 +1064,13 @@ MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t fir
         return MONET_ERROR_ARGUMENT;
     columns = monet__cols(tensor);
     for (int64_t r = first; r < first + count; ++r)
-        for (int64_t c = 0; c < columns; ++c)
-            *out++ = (float)monet__get(tensor->data, tensor->dtype,
-                                       monet_tensor_place(tensor, r, c));
+        for (int64_t c = 0; c < columns; c += MONET__GROUP) {
+            size_t at = monet_tensor_place(tensor, r, c);
+            size_t n = columns - c < MONET__GROUP ? (size_t)(columns - c) : MONET__GROUP;
+            for (size_t k = 0; k < n; ++k)
+                *out++ = (float)monet__get(tensor->data, tensor->dtype,
+                                           at + monet__in_group(tensor, k));
+        }
     return MONET_OK;
 }
 
@@ -1391,11 +1402,13 @@ static size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left, int32
 static const monet__tok_pair *monet__tok_find(const monet_tokenizer *t,
                                                      int32_t left, int32_t right)
 {
-    const monet__tok_pair *pair;
+    const monet__tok_pair *pair, *end;
     if ((left | right) < 0) return NULL;
     pair = t->pairs + monet__tok_pair_home(t, left, right);
-    while (pair->result >= 0 && (pair->left != left || pair->right != right)) pair++;
-    return pair->result >= 0 ? pair : NULL;
+    for (end = pair + MONET__TOK_PROBES - 1; pair < end && pair->result >= 0; pair++) {
+        if (pair->left == left && pair->right == right) return pair;
+    }
+    return NULL; /* add_pair puts none farther than PROBES from its home */
 }
 
 /* The place of the piece with just these bytes, or the free one for it. NULL: too many probes. */
@@ -1418,8 +1431,8 @@ static int32_t monet__tok_lookup(const monet_tokenizer *t, uint64_t hash, const 
                                  unsigned marks)
 {
     uint64_t mixed = monet__tok_mix(hash);
-    const monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
-    for (; name->id >= 0; name++) {
+    const monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names), *end;
+    for (end = name + MONET__TOK_PROBES - 1; name < end && name->id >= 0; name++) {
         const uint32_t *at = t->text_at + name->id;
         if (name->tag == (uint32_t)mixed && at[1] - at[0] == n && (t->marks[name->id] & marks) &&
             memcmp(t->text + at[0], s, n) == 0) return name->id;
@@ -2314,8 +2327,15 @@ static bool monet__pool_start(monet__team *team)
 {
     monet__pool *pool = &team->pool;
     if (pthread_mutex_init(&pool->lock, NULL)) return false;
-    pthread_cond_init(&pool->wake, NULL);
-    pthread_cond_init(&pool->done, NULL);
+    if (pthread_cond_init(&pool->wake, NULL)) {
+        pthread_mutex_destroy(&pool->lock);
+        return false;
+    }
+    if (pthread_cond_init(&pool->done, NULL)) {
+        pthread_cond_destroy(&pool->wake);
+        pthread_mutex_destroy(&pool->lock);
+        return false;
+    }
     pool->owner = (int)getpid();
     while (pool->n_started < team->n - 1) {
         monet__worker *worker = &team->workers[pool->n_started];
@@ -4188,8 +4208,8 @@ static void monet__pack_row(const monet_tensor *t, char *panel, int64_t row, con
             continue;
         }
         for (size_t k = 0; k < MONET__GROUP; ++k) {
-            size_t to = at + (t->layout == MONET_PANELS ? monet__split(k) : k);
-            if (pairs) memcpy(panel + (at + 2 * k) * size, &half[k], sizeof half[k]);
+            size_t to = at + monet__in_group(t, k);
+            if (pairs) memcpy(panel + to * size, &half[k], sizeof half[k]);
             else monet__put(panel, t->dtype, to, group[k]);
         }
     }
