@@ -272,7 +272,7 @@ static bool show_last_token(program *p)
 static bool generate(program *p)
 {
     monet_generate_config config = {0};
-    monet_generate_result result = {0, 0, MONET_STOP_NONE};
+    monet_generate_result result = {0};
     double start = seconds();
     config.sampler = p->set.sampler;
     config.max_tokens = p->set.max_tokens;
@@ -285,7 +285,7 @@ static bool generate(program *p)
 
     p->last_token = -1;
     monet_result done = monet_session_generate(p->session, NULL, &config, &result);
-    p->set.sampler.draws += (uint64_t)result.n_tokens; /* the next turn draws other numbers */
+    p->set.sampler = result.sampler; /* the next turn draws other numbers */
     p->n_drawn += (size_t)result.n_tokens;
     p->draw_seconds += seconds() - start;
     p->stop = result.stop;
@@ -328,20 +328,11 @@ static bool continue_text(program *p, const char *prompt, size_t size)
    earlier turns, so only the new one is evaluated. When the context is full, the oldest turns are
    forgotten: those that are left are evaluated again, since each token depends on all before it. */
 
-/* The first token that ends a text; -1 = none. */
-static int32_t end_token(const program *p)
-{
-    int32_t token = monet_tokenizer_size(p->tokenizer) - 1, end = -1;
-    for (; token >= 0; token--)
-        if (monet_tokenizer_is_eos(p->tokenizer, token)) end = token;
-    return end;
-}
-
 /* What was said so far and was not evaluated yet: the last token, and the end of the reply where
    the model did not get to it (--max-tokens, a stop string).                                     */
 static bool add_history(const program *p, token_list *list)
 {
-    int32_t end = end_token(p);
+    int32_t end = monet_tokenizer_eos(p->tokenizer);
     size_t length = (size_t)monet_session_length(p->session);
     if (!add_tokens(list, monet_session_tokens(p->session), length)) return false;
     if (p->last_token >= 0 && !add_tokens(list, &p->last_token, 1)) return false;
