@@ -1,7 +1,8 @@
 /* monet.h - v0.1.0 - the Monet transformer (Mixture of Monosemantic Experts) in one C99 header
 
-   Runs Monet language models (arXiv 2412.04139): 262,144 experts a layer, each close to one concept
-   and shows which of them a token used. No dependency beyond libc; pthreads if you ask for them.
+   Runs and trains Monet language models (arXiv 2412.04139): 262,144 experts a layer, each close to
+   one concept, and shows which of them a token used. No dependency beyond libc; pthreads if you ask
+   for them.
 
    In ONE source file:    #define MONET_IMPLEMENTATION
                           #include "monet.h"
@@ -51,10 +52,10 @@
    CONTENTS               search for >>word to jump
 
      API                  >>base >>tensors >>model >>writer >>tokenizer_api >>session_api
-                          >>routing_api >>taps_api >>sampling_api >>generation_api
+                          >>routing_api >>taps_api >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
-                          >>routing >>sampling >>generation >>undef
+                          >>routing >>sampling >>generation >>training >>undef
 
    WHAT MONET IS
 
@@ -82,7 +83,7 @@
      MONET_STATIC         all functions static: two libraries may embed monet.h in one program
      MONET_NO_STDIO       no file functions: load from memory only
      MONET_NO_SIMD        plain C kernels only (they are all there is in this version)
-     MONET_NO_TRAINING    leaves the trainer out (there is none in this version)
+     MONET_NO_TRAINING    leaves the trainer out
      MONET_THREADS        sessions with host.n_threads > 1 get a pool of pthreads
      MONET_REAL           the type of the arithmetic: float. The tests build with double, to check
                           derivatives; such a build loads no files.
@@ -93,8 +94,10 @@
                           It must outlive its sessions.
      session              one sequence: its KV cache and logits. One thread at a time.
      writer               one file being written. One thread at a time.
-     Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it). Nothing
-     is allocated by eval, sample or rewind; encode (and so generate) takes scratch and frees it.
+     trainer              a model of its own, gradients, moments, activations. One thread at a time.
+     Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
+     model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
+     encode (and so generate), create and save take scratch and free it.
 
    DETERMINISM
 
@@ -126,8 +129,10 @@
      4 metadata           u32 key size, u32 value size, key, 0, value, 0
      5 data               the tensors, in the order of the table (>>table), in the layout that the
                           kernels read (>>tensors): loading is mapping, no second copy
+     6 state              of a training checkpoint, see >>training; before the data
+     7 moments            of AdamW, both as large as the data; behind them, XXH64 in the table
      Order and offsets are fixed, so a file with a gap, an overlap or a byte too many is refused.
-     Training checkpoints add sections; readers skip those they do not know.
+     Readers skip sections that they do not know.
 
    LICENCE                at the end of this file: public domain or MIT-0, your choice
 */
@@ -372,6 +377,13 @@ typedef struct monet_writer_config {
     size_t                      n_metadata;
 } monet_writer_config;
 
+/* A new model in memory with random weights: matrices normal(0, 0.02), norms and running variances
+   1, the rest 0. content->arch is needed, content->tensors must be NULL: all are f32. Equal seeds
+   give equal weights.                                                                            */
+MONET_API monet_result monet_model_create(const monet_writer_config *content, uint64_t seed,
+                                          const monet_model_config *config, monet_model **out,
+                                          monet_error *err);
+
 #ifndef MONET_NO_STDIO
 typedef struct monet_writer monet_writer;
 /* Opens path.tmp.<pid>.<n>. The config's arrays are not needed after the call. */
@@ -571,6 +583,118 @@ typedef struct monet_generate_result {
 MONET_API monet_result monet_session_generate(monet_session *session, const char *prompt,
                                               const monet_generate_config *config,
                                               monet_generate_result *result);
+
+/* ---- training ----------------------------------------------------------------- >>training_api
+   The step that teaches a model: three calls, on weights of f32.
+
+       monet_trainer_forward(trainer, tokens, targets, &losses);  losses, and what backward needs
+       monet_trainer_backward(trainer);                           adds to the gradients
+       monet_trainer_update(trainer, rate, &update);              clips, AdamW, gradients to zero
+
+     L = cross entropy + uniformity * L_unif + ambiguity * L_amb      (section 3.4 of the paper)
+     L_unif = -(1/(2HN)) sum_h (sum_i log mean_t g1[h,i] + sum_j log mean_t g2[h,j])
+     L_amb  = (1/(2H)) sum_h mean_t ((1 - max_i g1[h,i]) + (1 - max_j g2[h,j]))
+
+   both averaged over the routers. Several forward-backward pairs before an update accumulate:
+   gradients are sums over the scored targets, divided once by their number; statistics and routing
+   losses are of each pass.                                                                       */
+#ifndef MONET_NO_TRAINING
+typedef struct monet_trainer monet_trainer;
+
+typedef struct monet_trainer_config {
+    uint32_t           struct_size;
+    int32_t            batch_size;     /* B: sequences of a pass; 0 = 1 */
+    int32_t            seq_len;        /* T: tokens of a sequence; 0 = max_seq_len */
+    float              beta1, beta2;   /* AdamW; 0 = 0.9 and 0.95 */
+    float              eps;            /* AdamW; 0 = 1e-8 */
+    float              weight_decay;   /* of matrices; vectors, biases, moe.b do not; 0 = none */
+    float              grad_clip;      /* largest norm of all gradients together; 0 = any */
+    float              uniformity;     /* weight of L_unif; 0 = off, the paper takes 1e-3 */
+    float              ambiguity;      /* weight of L_amb; 0 = off, the paper takes 1e-3 */
+    float              uniformity_eps; /* added to the mean inside the logarithm; 0 = 1e-8 */
+    const char *const *freeze;         /* patterns of names of tensors that are not trained; */
+    int32_t            n_freeze;       /* '*' is any characters: "layers.*.router.*" */
+    bool               batch_stats;    /* frozen routers too take, and move, batch statistics */
+    const monet_host  *host;           /* NULL = that of the model; copied */
+    /* For many machines: must replace sums[0..n-1] by their sums over all of them. forward calls it
+       twice a router and once at the end, update once.                                           */
+    void (*reduce_fn)(void *user, double *sums, size_t n);
+    void *reduce_user;
+} monet_trainer_config;
+
+typedef struct monet_losses { /* of one pass */
+    double  total;                 /* L */
+    double  cross_entropy;         /* nats per scored target; 0 if there is none */
+    double  uniformity, ambiguity; /* L_unif, L_amb; also where their weight is 0 */
+    int64_t scored;                /* targets that are not -1 */
+    int64_t unused;                /* half-experts, of 2*N a router, that no token used */
+} monet_losses;
+
+typedef struct monet_update {
+    double  grad_norm; /* of all trained tensors, before clipping */
+    int64_t scored;    /* targets since the last update */
+    bool    skipped;   /* a loss or gradient was not finite: nothing was changed, no step counted */
+} monet_update;
+
+typedef struct monet_counts {
+    int64_t steps;   /* updates done */
+    int64_t skipped; /* updates skipped */
+    int64_t batches; /* passes whose statistics were taken (num_batches_tracked) */
+} monet_counts;
+
+/* Bytes that such a trainer allocates, its copy of the model included. */
+MONET_API monet_result monet_trainer_size(const monet_model *model,
+                                          const monet_trainer_config *config, size_t *size);
+/* Copies weights (widened to f32), tokenizer and metadata: the model is not needed any more. */
+MONET_API monet_result monet_trainer_create(const monet_model *model,
+                                            const monet_trainer_config *config,
+                                            monet_trainer **out, monet_error *err);
+MONET_API void monet_trainer_free(monet_trainer *trainer); /* NULL is allowed */
+/* The words of the last call on this trainer that failed. Never NULL. */
+MONET_API const monet_error *monet_trainer_error(const monet_trainer *trainer);
+/* tokens and targets are (B,T); targets[t] is the token to predict after tokens[t], -1 = none. One
+   out of range: MONET_ERROR_ARGUMENT before any work. Losses that are not finite are no error, but
+   running statistics do not move then. losses may be NULL.                                       */
+MONET_API monet_result monet_trainer_forward(monet_trainer *trainer, const int32_t *tokens,
+                                             const int32_t *targets, monet_losses *losses);
+/* Once after each forward: MONET_ERROR_STATE otherwise. */
+MONET_API monet_result monet_trainer_backward(monet_trainer *trainer);
+/* MONET_ERROR_STATE without a backward before; MONET_ERROR_ARGUMENT, and nothing changed, if the
+   rate is negative or not finite. update may be NULL.                                            */
+MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
+                                            monet_update *update);
+MONET_API monet_result monet_trainer_counts(const monet_trainer *trainer, monet_counts *out);
+/* The model in training, to evaluate or to save: lives as long as the trainer. Its weights change
+   with each update and its statistics with each forward, so rewind sessions on it; the hashes of
+   its tensors are those of the start.                                                            */
+MONET_API const monet_model *monet_trainer_model(const monet_trainer *trainer);
+/* All gradients, *count numbers in the order and layout of a file's data section: sums over the
+   scored targets. With many machines, sum them here between backward and update.                 */
+MONET_API monet_real *monet_trainer_grads(monet_trainer *trainer, size_t *count);
+/* The gradient of one tensor, as a tensor within that block. */
+MONET_API monet_result monet_trainer_grad(const monet_trainer *trainer, const char *name,
+                                          monet_tensor *out);
+
+/* Learning rate of step 0, 1, ...: rises over `warmup` steps, then falls along a cosine to `least`
+   at step `total`, or stays.                                                                     */
+MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, float rate,
+                                  float least);
+MONET_API float monet_rate_constant(int64_t step, int64_t warmup, float rate);
+
+#ifndef MONET_NO_STDIO
+/* One .monet file with weights, moments and counts; any reader of models can use it. `user`: bytes
+   of yours (position in the data, options). Errors leave an older file as it was, and the trainer
+   usable. MONET_ERROR_STATE between backward and update: gradients are not saved.                */
+MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const char *path,
+                                          const void *user, size_t user_size, monet_error *err);
+/* Goes on from such a file, bit for bit if the config is the same. All of it is verified first.
+   The host of the trainer is config->host, or malloc and one thread.                             */
+MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_config *config,
+                                          monet_trainer **out, monet_error *err);
+#endif
+/* The user bytes of the file that monet_trainer_load read. NULL if there are none. */
+MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *size);
+#endif /* MONET_NO_TRAINING */
 
 #ifdef __cplusplus
 }
@@ -990,6 +1114,24 @@ static uint64_t monet__hash_of(const void *data, size_t size)
     return monet__hash_end(&h);
 }
 
+/* Random numbers are a function of (seed, purpose, step, index): no state to save or to lose. */
+enum { MONET__RANDOM_SAMPLE = 1, MONET__RANDOM_INIT = 2 };
+
+static uint64_t monet__mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static uint64_t monet__random(uint64_t seed, uint64_t purpose, uint64_t step, uint64_t index)
+{
+    uint64_t x = monet__mix(seed + 0x9e3779b97f4a7c15u);
+    x = monet__mix(x + purpose * 0xd1b54a32d192ed03u);
+    x = monet__mix(x + step * 0x8cb92ba72f3d8dd7u);
+    return monet__mix(x + index * 0x9e3779b97f4a7c15u);
+}
+
 /* ---- layout: where an element lies ----------------------------------------------------------- */
 /* Rows and columns of the table that is stored; a vector is one row. */
 static int64_t monet__rows(const monet_tensor *t) { return t->n_dims == 1 ? 1 : t->shape[0]; }
@@ -1219,6 +1361,41 @@ static monet_real monet__sum(const monet_real *x, size_t n)
     for (size_t k = 0; k < n; ++k) lanes[k % MONET__LANES] += x[k];
     return monet__tree(lanes);
 }
+
+#ifndef MONET_NO_TRAINING
+static monet_real monet__sqrt(monet_real x)
+{
+    return sizeof x == sizeof(float) ? (monet_real)sqrtf((float)x) : (monet_real)sqrt((double)x);
+}
+
+/* panel[g][r][0..31] += sum over tokens of s[t][r] * x[t][32g..32g+31], tokens in order: the
+   gradient of a panel of native weights.                                                         */
+static void monet__outer_panel(monet_real *panel, int panel_rows, int n_rows, size_t groups,
+                               const monet_real *const *s, const monet_real *const *x,
+                               int n_tokens)
+{
+    for (size_t g = 0; g < groups; ++g)
+        for (int r = 0; r < n_rows; ++r) {
+            monet_real *w = panel + (g * (size_t)panel_rows + (size_t)r) * MONET__GROUP;
+            monet_real  sum[MONET__GROUP];
+            memcpy(sum, w, sizeof sum);
+            for (int t = 0; t < n_tokens; ++t) {
+                monet_real scale = s[t][r];
+                for (int c = 0; c < MONET__GROUP; ++c)
+                    sum[c] += scale * x[t][g * MONET__GROUP + (size_t)c];
+            }
+            memcpy(w, sum, sizeof sum);
+        }
+}
+
+/* Dot product of any number of elements: lane l adds elements 16g+l. */
+static monet_real monet__dot_tail(const monet_real *a, const monet_real *b, size_t n)
+{
+    monet_real lanes[MONET__LANES] = {0};
+    for (size_t k = 0; k < n; ++k) lanes[k % MONET__LANES] += a[k] * b[k];
+    return monet__tree(lanes);
+}
+#endif
 
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
@@ -2452,6 +2629,23 @@ static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) 
     for (int k = 0; k < C; ++k) out[k] = x[k] * rstd * weight[k];
 }
 
+#ifndef MONET_NO_TRAINING
+/* With n = x * rstd and g = dout * weight:  dx += rstd * (g - n * mean(g * n)). Returns rstd: the
+   weight's gradient is the sum of dout * n over all tokens.                                      */
+static monet_real monet__rmsnorm_backward(monet_real *dx, const monet_real *dout, /* (C) (C) */
+                                          const monet_real *x, const monet_real *weight, int C,
+                                          monet_real eps)
+{
+    monet_real squares[MONET__LANES] = {0}, dots[MONET__LANES] = {0}, rstd, mean;
+    for (int k = 0; k < C; ++k) squares[k % MONET__LANES] += x[k] * x[k];
+    rstd = 1 / (monet_real)sqrt((double)(monet__tree(squares) / (monet_real)C + eps));
+    for (int k = 0; k < C; ++k) dots[k % MONET__LANES] += dout[k] * weight[k] * x[k] * rstd;
+    mean = monet__tree(dots) / (monet_real)C;
+    for (int k = 0; k < C; ++k) dx[k] += rstd * (dout[k] * weight[k] - x[k] * rstd * mean);
+    return rstd;
+}
+#endif
+
 /* ---- layers: linear --------------------------------------------------------------------------
    out[t] = W x[t] for up to three matrices that read the same x: q, k, v share one pass.         */
 typedef struct monet__product {
@@ -2512,6 +2706,71 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
     monet__each(team, panels, monet__linear_panel, &job);
 }
 
+#ifndef MONET_NO_TRAINING
+/* dx += W^T dout (split order), dW += dout x^T. Weights and gradients are of the native type; dW is
+   made panel by panel, dx column group by column group, so each element has one writer.          */
+typedef struct monet__linear_back {
+    const monet_tensor *w;
+    monet_real         *dw;   /* laid out as w; NULL = frozen */
+    const monet_real   *dout; /* (n_tokens, stride) */
+    size_t              stride;
+    const monet_real   *x;    /* (n_tokens, x_stride) split */
+    monet_real         *dx;   /* (n_tokens, x_stride) split */
+    size_t              x_stride;
+    int                 n_tokens;
+} monet__linear_back;
+
+static void monet__linear_dw(void *context, int panel, int task)
+{
+    const monet__linear_back *job = (const monet__linear_back *)context;
+    const monet_real         *x[MONET__TOKENS], *dout[MONET__TOKENS];
+    size_t                    size = monet__panel_size(job->w);
+    int rows = (int)(job->w->shape[0] - (int64_t)panel * MONET__ROWS);
+    (void)task;
+    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
+        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+        for (int k = 0; k < n; ++k) {
+            x[k] = job->x + (size_t)(t + k) * job->x_stride;
+            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
+        }
+        monet__outer_panel(job->dw + (size_t)panel * size, MONET__ROWS,
+                           rows < MONET__ROWS ? rows : MONET__ROWS,
+                           size / (MONET__ROWS * MONET__GROUP), dout, x, n);
+    }
+}
+
+static void monet__linear_dx(void *context, int group, int task)
+{
+    const monet__linear_back *job = (const monet__linear_back *)context;
+    const monet_real         *dout[MONET__TOKENS];
+    monet_real               *dx[MONET__TOKENS];
+    size_t                    size = monet__panel_size(job->w);
+    (void)task;
+    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
+        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+        for (int k = 0; k < n; ++k)
+            dx[k] = job->dx + (size_t)(t + k) * job->x_stride + (size_t)group * MONET__GROUP;
+        for (int panel = 0; panel < monet__n_panels(job->w); ++panel) {
+            const monet_real *w = (const monet_real *)job->w->data + (size_t)panel * size +
+                                  (size_t)group * MONET__ROWS * MONET__GROUP;
+            int64_t rows = job->w->shape[0] - (int64_t)panel * MONET__ROWS;
+            for (int k = 0; k < n; ++k)
+                dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
+            monet__sum_panel(dx, w, MONET_F32, rows < MONET__ROWS ? (int)rows : MONET__ROWS, dout,
+                             n);
+        }
+    }
+}
+
+static void monet__linear_backward(monet__team *team, monet__linear_back *job)
+{
+    if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
+    if (job->dx)
+        monet__each(team, (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP),
+                    monet__linear_dx, job);
+}
+#endif
+
 /* ---- layers: rope ----------------------------------------------------------------------------
    Turns the pairs (d, d + D/2) of a head by the angle pos * theta^(-2d/D): "rotate half".
    Angles in double, so that far positions keep their digits.                                     */
@@ -2540,6 +2799,18 @@ static void monet__rope_forward(monet_real *head, const monet_real *cosine, /* (
     }
 }
 
+#ifndef MONET_NO_TRAINING
+static void monet__rope_backward(monet_real *dhead, const monet_real *cosine, /* in place: */
+                                 const monet_real *sine, int D)               /* turn back */
+{
+    for (int d = 0; d < D / 2; ++d) {
+        monet_real u = dhead[d], v = dhead[d + D / 2];
+        dhead[d] = u * cosine[d] + v * sine[d];
+        dhead[d + D / 2] = v * cosine[d] - u * sine[d];
+    }
+}
+#endif
+
 /* ---- layers: attention -----------------------------------------------------------------------
    One query head of one token against the cached keys and values of positions 0..n-1:
    out = sum_j softmax_j(q . k_j / sqrt(D)) v_j. Heads are padded to 16 with zeros in the cache.
@@ -2561,6 +2832,40 @@ static void monet__attention_forward(monet_real *out, monet_real *scores, /* (D)
     for (int j = 0; j < n; ++j)
         monet__axpy(out, scores[j] / sum, values, dtype, (size_t)j * (size_t)padded, (size_t)D);
 }
+
+#ifndef MONET_NO_TRAINING
+/* The same query once more, then back. With p the softmax and dp_j = dout . v_j:
+   dv_j += p_j dout,   ds_j = p_j (dp_j - sum_k p_k dp_k),   dq += ds_j k_j scale,
+   dk_j += ds_j q scale. Keys, values and their gradients are (n,padded) of the native type.      */
+static void monet__attention_backward(monet_real *dq, monet_real *dkeys, monet_real *dvalues,
+                                      monet_real *scores, /* (2,n) scratch */
+                                      const monet_real *dout, const monet_real *q,
+                                      const monet_real *keys, const monet_real *values, int n,
+                                      int padded, int D)
+{
+    monet_real  scale = 1 / (monet_real)sqrt((double)D), max, sum, mean = 0;
+    monet_real *dp = scores + n;
+    size_t      width = (size_t)padded;
+    for (int j = 0; j < n; ++j)
+        scores[j] = scale * monet__dot(q, keys, MONET_F32, (size_t)j * width, width);
+    max = scores[0];
+    for (int j = 1; j < n; ++j)
+        if (scores[j] > max) max = scores[j];
+    for (int j = 0; j < n; ++j) scores[j] = monet__exp(scores[j] - max);
+    sum = monet__sum(scores, (size_t)n);
+    for (int j = 0; j < n; ++j) {
+        scores[j] /= sum;
+        dp[j] = monet__dot(dout, values, MONET_F32, (size_t)j * width, width);
+        mean += scores[j] * dp[j];
+    }
+    for (int j = 0; j < n; ++j) {
+        monet_real ds = scores[j] * (dp[j] - mean) * scale;
+        monet__axpy(dvalues + (size_t)j * width, scores[j], dout, MONET_F32, 0, width);
+        monet__axpy(dq, ds, keys, MONET_F32, (size_t)j * width, width);
+        monet__axpy(dkeys + (size_t)j * width, ds, q, MONET_F32, 0, width);
+    }
+}
+#endif
 
 /* ---- layers: router --------------------------------------------------------------------------
    One head of one side, in place: logits z (N) become gates (paper, eq. 10 and 11).
@@ -2586,6 +2891,17 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
     for (int i = 0; i < N; ++i) z[i] /= sum;
     return true;
 }
+
+#ifndef MONET_NO_TRAINING
+/* Softmax of the survivors, in place: dg (N) becomes dz = g (dg - sum_i g dg). Neither the cut nor
+   the BatchNorm has a gradient.                                                                  */
+static void monet__router_backward(monet_real *dg, const monet_real *g, int N)
+{
+    monet_real mean = 0;
+    for (int i = 0; i < N; ++i) mean += g[i] * dg[i];
+    for (int i = 0; i < N; ++i) dg[i] = g[i] * (dg[i] - mean);
+}
+#endif
 
 /* x with P(normal > x) = k/N: where the cut lies so that k half-experts survive on average. */
 static double monet__sigma(int k, int N)
@@ -2639,12 +2955,19 @@ typedef struct monet__moe {
     uint32_t   *start[2];       /* (N+1) half-expert -> its entries in users */
     uint32_t   *users[2];       /* (max_slots,2) token, slot; by half-expert, then by token */
     monet_real *a[2], *s[2];    /* (max_slots,m) (max_slots,n_rows) */
-    monet_real *scratch;        /* (tasks,H*N+N) */
+    monet_real *scratch;        /* (tasks,2*H*N+N) */
     /* the current layer */
     const monet__experts *w;
     const monet_real     *x;    /* (max_tokens,x_stride) split */
     size_t                x_stride;
     monet_real           *y;    /* (max_tokens,y_stride) */
+#ifndef MONET_NO_TRAINING
+    bool        trains;         /* set before the layout: what follows is wanted */
+    monet_real *ds[2], *da[2], *dsums[2];         /* as s, a, sums */
+    monet_real *dgates;                           /* as gates, of one router; added to */
+    monet_real *du[2], *dbias[2], *dv[2], *db[2]; /* gradients of weights; NULL = frozen */
+    monet_real *dx;                               /* (max_tokens,x_stride) split; added to */
+#endif
 } monet__moe;
 
 /* Lays the workspace out; the sizes must be set. `routers` gates are kept (capture), at least 1. */
@@ -2669,8 +2992,18 @@ static void monet__moe_layout(monet__moe *moe, monet__arena *arena, int n_tasks,
         moe->s[axis] = (monet_real *)monet__take(arena, slots * (uint64_t)moe->n_rows,
                                                  sizeof(monet_real));
     }
-    moe->scratch = (monet_real *)monet__take(arena, (uint64_t)n_tasks * (H * N + N),
+    moe->scratch = (monet_real *)monet__take(arena, (uint64_t)n_tasks * (2 * H * N + N),
                                              sizeof(monet_real));
+#ifndef MONET_NO_TRAINING
+    for (int axis = 0; axis < 2 && moe->trains; ++axis) {
+        uint64_t slots = moe->max_slots, m = (uint64_t)moe->m, rows = (uint64_t)moe->n_rows;
+        moe->da[axis] = (monet_real *)monet__take(arena, slots * m, sizeof(monet_real));
+        moe->ds[axis] = (monet_real *)monet__take(arena, slots * rows, sizeof(monet_real));
+        moe->dsums[axis] = (monet_real *)monet__take(arena, slots, sizeof(monet_real));
+    }
+    if (moe->trains)
+        moe->dgates = (monet_real *)monet__take(arena, tokens * 2 * H * N, sizeof(monet_real));
+#endif
     moe->y = (monet_real *)monet__take(arena, tokens * moe->y_stride, sizeof(monet_real));
 }
 
@@ -2738,7 +3071,7 @@ static void monet__moe_pairs(void *context, int item, int task)
     size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
     const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
-    monet_real       *near = moe->scratch + (size_t)task * (H * N + N); /* (H,n_j) g2 of J */
+    monet_real       *near = moe->scratch + (size_t)task * (2 * H * N + N); /* (H,n_j) g2 of J */
     monet_real       *p = moe->p + moe->pair[t];
     monet_real *r = moe->sums[0] + moe->slot[2 * t], *c = moe->sums[1] + moe->slot[2 * t + 1];
     for (size_t h = 0; h < H; ++h)
@@ -2780,14 +3113,49 @@ static void monet__moe_users(void *context, int axis, int task)
         start[N] += (uint32_t)moe->n_active[2 * t + (size_t)axis];
 }
 
-/* a = relu(U n + bias)^2 for one half-expert (item) and all its tokens. Items run over both axes;
-   each goes to the task in whose share of the slots it begins, so that tasks are even.           */
+/* A job by half-experts: they go to the task in whose share of the slots they begin, so that tasks
+   are even. Axes without these weights are left out.                                             */
+typedef void (*monet__half_fn)(monet__moe *moe, int axis, int i);
+
 typedef struct monet__moe_job {
-    monet__moe *moe;
-    int         n_tasks;
-    int         axis;
+    monet__moe                *moe;
+    int                        n_tasks;
+    monet__half_fn             fn;
+    const monet_tensor *const *weights; /* (2) */
 } monet__moe_job;
 
+static void monet__moe_share(void *context, int item, int task)
+{
+    const monet__moe_job *job = (const monet__moe_job *)context;
+    monet__moe           *moe = job->moe;
+    uint64_t              total = 0, at = 0;
+    (void)task;
+    for (int axis = 0; axis < 2; ++axis)
+        if (job->weights[axis]) total += moe->start[axis][moe->N];
+    for (int axis = 0; axis < 2; ++axis) {
+        if (!job->weights[axis]) continue;
+        for (int i = 0; i < moe->N; ++i) {
+            uint64_t begin = at + moe->start[axis][i];
+            if (moe->start[axis][i] < moe->start[axis][i + 1] &&
+                begin * (uint64_t)job->n_tasks / total == (uint64_t)item)
+                job->fn(moe, axis, i);
+        }
+        at += moe->start[axis][moe->N];
+    }
+}
+
+static void monet__moe_halves(monet__moe *moe, monet__team *team, monet__half_fn fn,
+                              const monet_tensor *const *weights)
+{
+    monet__moe_job job;
+    job.moe = moe;
+    job.n_tasks = team->n;
+    job.fn = fn;
+    job.weights = weights;
+    monet__each(team, team->n, monet__moe_share, &job);
+}
+
+/* a = relu(U n + bias)^2 for one half-expert and all its tokens. */
 static void monet__half_expert(monet__moe *moe, int axis, int i)
 {
     const monet_tensor *u = moe->w->u[axis];
@@ -2811,26 +3179,6 @@ static void monet__half_expert(monet__moe *moe, int axis, int i)
                 monet_real h = out[t][q] + bias[q];
                 out[t][q] = h > 0 ? h * h : h - h; /* h - h: 0, but NaN stays NaN */
             }
-    }
-}
-
-static void monet__moe_u(void *context, int item, int task)
-{
-    const monet__moe_job *job = (const monet__moe_job *)context;
-    monet__moe           *moe = job->moe;
-    uint64_t              total = 0, at = 0;
-    (void)task;
-    for (int axis = 0; axis < 2; ++axis)
-        if (moe->w->u[axis]) total += moe->start[axis][moe->N];
-    for (int axis = 0; axis < 2; ++axis) {
-        if (!moe->w->u[axis]) continue;
-        for (int i = 0; i < moe->N; ++i) {
-            uint64_t begin = at + moe->start[axis][i];
-            if (moe->start[axis][i] < moe->start[axis][i + 1] &&
-                begin * (uint64_t)job->n_tasks / total == (uint64_t)item)
-                monet__half_expert(moe, axis, i);
-        }
-        at += moe->start[axis][moe->N];
     }
 }
 
@@ -2924,6 +3272,7 @@ static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__
                                const monet_real *x, size_t x_stride, int n_tokens, bool routed)
 {
     monet__moe_job job;
+    memset(&job, 0, sizeof job);
     moe->w = w;
     moe->x = x;
     moe->x_stride = x_stride;
@@ -2936,7 +3285,7 @@ static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__
             monet__each(team, moe->end - t, monet__moe_pairs, moe);
             monet__each(team, 2, monet__moe_users, moe);
         }
-        monet__each(team, team->n, monet__moe_u, &job);
+        monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, moe->end - t, monet__moe_p, moe);
         monet__each(team, team->n, monet__moe_v, &job);
     }
@@ -2950,6 +3299,201 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
     memcpy(out, y, width * sizeof *out);
     if (!moe->horizontal) memcpy(out + width, y + half, width * sizeof *out);
 }
+
+#ifndef MONET_NO_TRAINING
+/* ---- experts: backward -----------------------------------------------------------------------
+   The same chunks, the forward pass of U and P once more, then from y back:
+     V   ds = V_i dy, dV_i += s dy^T, dB_i += sum dy, dsum = B_i . dy      by half-expert
+     P   da, dP, and from dP the gates: dg1[h,i] += sum_j dP[i,j] g2[h,j]  by token
+     U   dz = 2 sqrt(a) da, dU_i += dz n^T, dbias += dz                    by half-expert
+         dn += dz U_i                                                      by column
+   A half-expert that no token uses gets no gradient and costs nothing. Weights are native.       */
+static void monet__moe_dv(monet__moe *moe, int axis, int i)
+{
+    const monet_tensor *v = moe->w->v[axis];
+    const monet_real   *dy[MONET__TOKENS], *s[MONET__TOKENS], *bias;
+    monet_real         *ds[MONET__TOKENS];
+    int                 rows = moe->n_rows;
+    size_t              column = axis && !moe->horizontal ? moe->y_stride / 2 : 0;
+    size_t              width = (size_t)moe->width, size = monet__panel_size(v);
+    size_t              groups = size / ((size_t)rows * MONET__GROUP);
+    bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+        const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
+        int             n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
+            size_t slot = user[2 * n + 1];
+            dy[n] = moe->y + user[2 * n] * moe->y_stride + column;
+            s[n] = moe->s[axis] + slot * (size_t)rows;
+            ds[n] = moe->ds[axis] + slot * (size_t)rows;
+            moe->dsums[axis][slot] = monet__dot_tail(dy[n], bias, width);
+            if (moe->db[axis])
+                monet__axpy(moe->db[axis] + (size_t)i * width, moe->sums[axis][slot], dy[n],
+                            MONET_F32, 0, width);
+        }
+        monet__dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32, rows, rows,
+                         groups, dy, n);
+        if (moe->dv[axis])
+            monet__outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy, n);
+    }
+}
+
+/* Gradients of one row of P, where P is not 0 (elsewhere no gate has one), and what passes through
+   to the activations. ds_i and da1 of half-expert i; ds_j, a2 and da2 of all j.                  */
+static void monet__moe_dp_row(const monet__moe *moe, monet_real *dp, const monet_real *p,
+                              size_t n_j, monet_real row, const monet_real *dc,
+                              const monet_real *a1, monet_real *da1, const monet_real *ds_i,
+                              const monet_real *a2, monet_real *da2, const monet_real *ds_j)
+{
+    size_t m = (size_t)moe->m, rows = (size_t)moe->n_rows;
+    for (size_t j = 0; j < n_j; ++j, ds_j += rows, a2 += m, da2 += m) {
+        monet_real sum = row + dc[j];
+        dp[j] = 0;
+        if (p[j] == 0) continue;
+        for (size_t q = 0; q < m; ++q) {
+            sum += a1[q] * ds_j[q];
+            da1[q] += p[j] * ds_j[q];
+        }
+        for (size_t q = 0; !moe->horizontal && q < m; ++q) {
+            sum += a2[q] * ds_i[m + q];
+            da2[q] += p[j] * ds_i[m + q];
+        }
+        dp[j] = sum;
+    }
+}
+
+/* One token: ds to da, and to the gradients of those gates that are not 0. */
+static void monet__moe_dp(void *context, int item, int task)
+{
+    monet__moe       *moe = (monet__moe *)context;
+    size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
+    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            m = (size_t)moe->m, rows = (size_t)moe->n_rows;
+    size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
+    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
+    const monet_real *p = moe->p + moe->pair[t], *r = moe->sums[0] + slot_i;
+    const monet_real *a1 = moe->a[0] + slot_i * m, *a2 = moe->a[1] + slot_j * m;
+    const monet_real *ds_i = moe->ds[0] + slot_i * rows, *ds_j = moe->ds[1] + slot_j * rows;
+    monet_real       *da1 = moe->da[0] + slot_i * m, *da2 = moe->da[1] + slot_j * m;
+    monet_real       *dr = moe->dsums[0] + slot_i, *dc = moe->dsums[1] + slot_j;
+    monet_real       *dg1 = moe->dgates + 2 * t * H * N, *dg2 = dg1 + H * N;
+    monet_real       *near = moe->scratch + (size_t)task * (2 * H * N + N); /* (H,n_j) g2 of J */
+    monet_real       *dnear = near + H * n_j, *dp = dnear + H * n_j;
+    bool              vd = !moe->horizontal;
+    for (size_t h = 0; h < H; ++h)
+        for (size_t j = 0; j < n_j; ++j) near[h * n_j + j] = g2[h * N + J[j]];
+    memset(dnear, 0, H * n_j * sizeof *dnear);
+    for (size_t j = 0; vd && j < n_j; ++j)
+        for (size_t q = 0; q < m; ++q) {
+            da2[j * m + q] = moe->sums[1][slot_j + j] * ds_j[j * rows + m + q];
+            dc[j] += a2[j * m + q] * ds_j[j * rows + m + q];
+        }
+    for (size_t i = 0; i < n_i; ++i, p += n_j, a1 += m, da1 += m, ds_i += rows) {
+        monet_real row = vd ? dr[i] : 0;
+        for (size_t q = 0; q < m; ++q) {
+            da1[q] = vd ? r[i] * ds_i[q] : 0;
+            if (vd) row += a1[q] * ds_i[q];
+        }
+        monet__moe_dp_row(moe, dp, p, n_j, row, dc, a1, da1, ds_i, a2, da2, ds_j);
+        for (size_t h = 0; h < H; ++h) {
+            monet_real g = g1[h * N + I[i]];
+            if (g == 0) continue;
+            dg1[h * N + I[i]] += monet__dot_tail(dp, near + h * n_j, n_j);
+            for (size_t j = 0; j < n_j; ++j) dnear[h * n_j + j] += g * dp[j];
+        }
+    }
+    for (size_t h = 0; h < H; ++h)
+        for (size_t j = 0; j < n_j; ++j) dg2[h * N + J[j]] += dnear[h * n_j + j];
+}
+
+/* dz in place of da; dU and dbias of one half-expert. */
+static void monet__moe_du(monet__moe *moe, int axis, int i)
+{
+    const monet_real *x[MONET__TOKENS], *dz[MONET__TOKENS];
+    size_t            size = monet__panel_size(moe->w->u[axis]), m = (size_t)moe->m;
+    monet_real       *dbias = moe->dbias[axis] ? moe->dbias[axis] + (size_t)i * m : NULL;
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+        const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
+        int             n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
+            size_t            slot = user[2 * n + 1] * m;
+            monet_real       *da = moe->da[axis] + slot;
+            const monet_real *a = moe->a[axis] + slot;
+            for (size_t q = 0; q < m; ++q) {
+                da[q] = a[q] > 0 ? 2 * monet__sqrt(a[q]) * da[q] : 0;
+                if (dbias) dbias[q] += da[q];
+            }
+            x[n] = moe->x + user[2 * n] * moe->x_stride;
+            dz[n] = da;
+        }
+        if (moe->du[axis])
+            monet__outer_panel(moe->du[axis] + (size_t)i * size, (int)m, (int)m,
+                               size / (m * MONET__GROUP), dz, x, n);
+    }
+}
+
+/* dn of the tokens of one half-expert, columns of groups first..end-1. */
+static void monet__moe_dx_half(monet__moe *moe, int axis, int i, int first, int end)
+{
+    const monet_tensor *u = moe->w->u[axis];
+    const monet_real   *dz[MONET__TOKENS];
+    monet_real         *dx[MONET__TOKENS];
+    size_t              m = (size_t)moe->m;
+    const monet_real   *w = (const monet_real *)u->data + (size_t)i * monet__panel_size(u);
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+        const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
+        int             n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
+            dz[n] = moe->da[axis] + user[2 * n + 1] * m;
+        for (int g = first; g < end; ++g) {
+            size_t at = (size_t)g * MONET__GROUP;
+            for (int t = 0; t < n; ++t) dx[t] = moe->dx + user[2 * t] * moe->x_stride + at;
+            monet__sum_panel(dx, w + at * m, MONET_F32, (int)m, dz, n);
+        }
+    }
+}
+
+/* One task's share of the columns, in blocks that stay in cache; half-experts ascending. */
+static void monet__moe_dx(void *context, int item, int task)
+{
+    const monet__moe_job *job = (const monet__moe_job *)context;
+    monet__moe           *moe = job->moe;
+    int                   groups = (moe->C + MONET__GROUP - 1) / MONET__GROUP;
+    int                   end = (int)((int64_t)groups * (item + 1) / job->n_tasks);
+    (void)task;
+    for (int g = (int)((int64_t)groups * item / job->n_tasks); g < end; g += 4)
+        for (int axis = 0; axis < 2; ++axis)
+            for (int i = 0; moe->w->u[axis] && i < moe->N; ++i)
+                monet__moe_dx_half(moe, axis, i, g, g + 4 < end ? g + 4 : end);
+}
+
+/* moe->y holds dy (n_tokens, y_stride); adds to dx, dgates and the gradients of the weights. */
+static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet__experts *w,
+                                const monet_real *x, size_t x_stride, int n_tokens)
+{
+    monet__moe_job job;
+    memset(&job, 0, sizeof job);
+    job.moe = moe;
+    job.n_tasks = team->n;
+    moe->w = w;
+    moe->x = x;
+    moe->x_stride = x_stride;
+    for (int t = 0; t < n_tokens; t = moe->end) {
+        int n;
+        monet__moe_chunk(moe, t, n_tokens);
+        n = moe->end - t;
+        monet__each(team, n, monet__moe_pairs, moe);
+        monet__each(team, 2, monet__moe_users, moe);
+        monet__moe_halves(moe, team, monet__half_expert, w->u);
+        monet__each(team, n, monet__moe_p, moe);
+        monet__moe_halves(moe, team, monet__moe_dv, w->v);
+        monet__each(team, n, monet__moe_dp, moe);
+        monet__moe_halves(moe, team, monet__moe_du, w->u);
+        monet__each(team, team->n, monet__moe_dx, &job);
+    }
+}
+#endif
 
 /* ---- table --------------------------------------------------------------------------- >>table
    Every tensor of a model, in file order: sizes, pointers and files come from this list alone.
@@ -3175,7 +3719,7 @@ typedef struct monet__span { /* bytes of a section, within the file's memory */
 } monet__span;
 
 enum { MONET__S_ARCH = 1, MONET__S_TENSORS, MONET__S_TOKENIZER, MONET__S_METADATA, MONET__S_DATA,
-       MONET__S_COUNT };
+       MONET__S_STATE, MONET__S_MOMENTS, MONET__S_COUNT };
 
 struct monet_model {
     monet_host      host;
@@ -3191,6 +3735,7 @@ struct monet_model {
     size_t          n_metadata;
     monet_tokenizer tokenizer;
     monet__span     sections[MONET__S_COUNT];
+    uint64_t        moments_hash;
     const uint8_t  *base;     /* the file's bytes ... */
     uint64_t        size;
     void           *block;    /* ... in this block of the host, or mapped, or borrowed */
@@ -3250,8 +3795,13 @@ static monet_result monet__load_section(monet_model *model, const uint8_t *entry
     for (*at = end; *at % 64 && *at < model->size; ++*at)
         if (model->base[*at])
             return monet__fail(err, MONET_ERROR_FORMAT, "padding at byte %U is not zero", *at);
-    if (kind == MONET__S_DATA || !kind) {
-        if (!kind) return monet__fail(err, MONET_ERROR_FORMAT, "section kind is 0");
+    if (!kind) return monet__fail(err, MONET_ERROR_FORMAT, "section kind is 0");
+    if (kind == MONET__S_MOMENTS) {
+        model->moments_hash = monet__u64(entry + 24);
+    } else if (kind == MONET__S_DATA) {
+        if (monet__u64(entry + 24))
+            return monet__fail(err, MONET_ERROR_FORMAT, "section %U: its hash is not 0",
+                               (uint64_t)kind);
     } else if (monet__hash_of(model->base + offset, (size_t)size) != monet__u64(entry + 24)) {
         return monet__fail(err, MONET_ERROR_FORMAT, "section %U: hash does not match",
                            (uint64_t)kind);
@@ -3605,6 +4155,11 @@ MONET_API monet_result monet_model_verify(const monet_model *model, monet_error 
             if (*p) return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: padding is not zero",
                                        t->name);
     }
+    if (model->sections[MONET__S_MOMENTS].data &&
+        monet__hash_of(model->sections[MONET__S_MOMENTS].data,
+                       (size_t)model->sections[MONET__S_MOMENTS].size) != model->moments_hash)
+        return monet__fail(err, MONET_ERROR_FORMAT, "section %d, the moments of training: hash "
+                           "does not match", MONET__S_MOMENTS);
     return MONET_OK;
 }
 
@@ -3668,6 +4223,341 @@ MONET_API const char *monet_model_metadata(const monet_model *model, const char 
     for (size_t k = 0; key && model && k < model->n_metadata; ++k)
         if (!strcmp(model->metadata[2 * k], key)) return model->metadata[2 * k + 1];
     return NULL;
+}
+
+/* ---- sections of a file: measured while p is NULL, then written ------------------------------ */
+typedef struct monet__sink {
+    uint8_t *p;
+    uint64_t n;
+} monet__sink;
+
+static void monet__emit(monet__sink *s, uint64_t value, int bytes)
+{
+    for (int k = 0; k < bytes; ++k, value >>= 8) {
+        if (s->p) s->p[s->n] = (uint8_t)value;
+        ++s->n;
+    }
+}
+
+static void monet__emit_bytes(monet__sink *s, const void *data, size_t size)
+{
+    if (s->p && size) memcpy(s->p + s->n, data, size);
+    s->n += size;
+}
+
+static void monet__emit_align(monet__sink *s)
+{
+    while (s->n % 64) monet__emit(s, 0, 1);
+}
+
+static void monet__emit_arch(monet__sink *s, const monet_arch *a)
+{
+#define MONET__EMIT(field, least, most) monet__emit(s, (uint32_t)a->field, 4);
+    MONET__ARCH(MONET__EMIT)
+#undef MONET__EMIT
+    monet__emit(s, monet__bits(a->rope_theta), 4);
+    monet__emit(s, monet__bits(a->norm_eps), 4);
+}
+
+static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
+{
+    char name[64];
+    memset(name, 0, sizeof name);
+    memcpy(name, t->name, strlen(t->name));
+    monet__emit_bytes(s, name, 64);
+    monet__emit(s, (uint32_t)t->dtype, 4);
+    monet__emit(s, (uint32_t)t->source_dtype, 4);
+    monet__emit(s, (uint32_t)t->n_dims, 4);
+    monet__emit(s, 0, 4);
+    monet__emit(s, (uint64_t)t->shape[0], 8);
+    monet__emit(s, (uint64_t)t->shape[1], 8);
+    monet__emit(s, t->offset, 8);
+    monet__emit(s, t->size, 8);
+    monet__emit(s, t->hash, 8);
+    monet__emit(s, 0, 8);
+}
+
+static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
+{
+    uint64_t blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
+    monet__emit(s, (uint32_t)t->n_pieces, 4);
+    monet__emit(s, (uint32_t)t->n_merges, 4);
+    monet__emit(s, (uint32_t)t->n_eos, 4);
+    monet__emit(s, blob, 4);
+    monet__emit(s, (uint32_t)t->unk_id, 4);
+    monet__emit(s, (uint32_t)t->bos_id, 4);
+    monet__emit(s, (uint32_t)t->prefix_space, 4);
+    monet__emit(s, (uint32_t)t->strip_space, 4);
+    blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
+        monet__emit(s, blob, 4);
+        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
+        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
+        monet__emit(s, monet__bits(t->pieces[k].score), 4);
+        blob += (uint64_t)t->pieces[k].size;
+    }
+    for (int32_t k = 0; k < t->n_merges; ++k) {
+        monet__emit(s, (uint32_t)t->merges[k].left, 4);
+        monet__emit(s, (uint32_t)t->merges[k].right, 4);
+        monet__emit(s, (uint32_t)t->merges[k].result, 4);
+    }
+    for (int32_t k = 0; k < t->n_eos; ++k) monet__emit(s, (uint32_t)t->eos_ids[k], 4);
+    for (int32_t k = 0; k < t->n_pieces; ++k)
+        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
+}
+
+static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
+{
+    for (; n--; ++m) {
+        monet__emit(s, strlen(m->key), 4);
+        monet__emit(s, strlen(m->value), 4);
+        monet__emit_bytes(s, m->key, strlen(m->key) + 1);
+        monet__emit_bytes(s, m->value, strlen(m->value) + 1);
+    }
+}
+
+/* What a file is made of. */
+typedef struct monet__plan {
+    monet_tensor *tensors;
+    size_t        n_tensors;
+    uint64_t      header_size; /* all sections but the data and the moments */
+    uint64_t      entries;     /* where the tensor section begins */
+    uint64_t      file_size;
+} monet__plan;
+
+static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw, int kind)
+{
+    switch (kind) {
+    case MONET__S_TOKENIZER: return c->tokenizer || raw[kind].data;
+    case MONET__S_METADATA: return c->n_metadata > 0 || raw[kind].data;
+    case MONET__S_STATE:
+    case MONET__S_MOMENTS: return raw[kind].data != NULL;
+    default: return c->arch != NULL;
+    }
+}
+
+/* The header of a file: sections in order, then their table and the fixed part before them. `raw`
+   sections are copied as they are; data and moments come behind the header.                      */
+static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_writer_config *c,
+                               const monet__span *raw, uint64_t data_size)
+{
+    static const int order[] = {MONET__S_ARCH,  MONET__S_TENSORS, MONET__S_TOKENIZER,
+                                MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA,
+                                MONET__S_MOMENTS};
+    uint64_t counts[MONET__S_COUNT], begin[MONET__S_COUNT + 1], end[MONET__S_COUNT], tail = 0;
+    int      n = 0, kinds[MONET__S_COUNT];
+    for (size_t k = 0; k < sizeof order / sizeof *order; ++k)
+        if (monet__plan_has(c, raw, order[k])) kinds[n++] = order[k];
+    s->n = MONET__HEADER + (uint64_t)n * MONET__SECTION;
+    for (int k = 0; k < n; ++k) {
+        monet__emit_align(s);
+        begin[k] = s->n + tail;
+        counts[k] = 1;
+        switch (kinds[k]) {
+        case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
+        case MONET__S_TENSORS:
+            w->entries = s->n;
+            counts[k] = w->n_tensors;
+            if (!s->p) s->n += (uint64_t)w->n_tensors * MONET__ENTRY;
+            for (size_t t = 0; s->p && t < w->n_tensors; ++t) monet__emit_tensor(s, &w->tensors[t]);
+            break;
+        case MONET__S_TOKENIZER:
+            if (c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
+            else monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
+            break;
+        case MONET__S_STATE:
+            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
+            break;
+        case MONET__S_METADATA:
+            counts[k] = c->n_metadata + raw[kinds[k]].count;
+            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
+            monet__emit_metadata(s, c->metadata, c->n_metadata);
+            break;
+        case MONET__S_MOMENTS: tail += raw[kinds[k]].size; break;
+        default: counts[k] = w->n_tensors, tail += data_size; break;
+        }
+        end[k] = s->n + tail;
+    }
+    if (!c->arch) monet__emit_align(s);
+    w->header_size = s->n;
+    w->file_size = s->n + tail;
+    if (!s->p) return;
+    for (int k = 0; k < n; ++k) {
+        monet__sink entry;
+        entry.p = s->p + MONET__HEADER + k * MONET__SECTION;
+        entry.n = 0;
+        monet__emit(&entry, (uint64_t)kinds[k], 4);
+        monet__emit(&entry, kinds[k] <= MONET__S_DATA, 4); /* readers may skip what training adds */
+        monet__emit(&entry, begin[k], 8);
+        monet__emit(&entry, end[k] - begin[k], 8);
+        monet__emit(&entry, kinds[k] == MONET__S_DATA || kinds[k] == MONET__S_MOMENTS ? 0 :
+                    monet__hash_of(
+                    s->p + begin[k], (size_t)(end[k] - begin[k])), 8);
+        monet__emit(&entry, counts[k], 8);
+    }
+    s->n = 0;
+    monet__emit_bytes(s, monet__magic, 8);
+    monet__emit(s, 1, 2);
+    monet__emit(s, 0, 2);
+    monet__emit(s, 0x01020304u, 4);
+    monet__emit(s, w->file_size, 8);
+    monet__emit(s, 0, 8);
+    monet__emit(s, (uint64_t)n, 8);
+    monet__emit(s, monet__hash_of(s->p + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    monet__emit(s, 0, 8);
+    monet__emit(s, monet__hash_of(s->p, 56), 8);
+}
+
+/* Metadata and tokenizer that a caller gives: what must hold before they are written. */
+static monet_result monet__content_check(const monet_writer_config *c, monet_error *err)
+{
+    const monet_tokenizer_data *t = c->tokenizer;
+    for (size_t k = 0; k < c->n_metadata; ++k)
+        if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
+            strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "metadata %U: NULL or too long",
+                               (uint64_t)k);
+    if (!t) return MONET_OK;
+    if (t->n_pieces < 0 || t->n_merges < 0 || t->n_eos < 0 || (t->n_pieces && !t->pieces) ||
+        (t->n_merges && !t->merges) || (t->n_eos && !t->eos_ids))
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: a count below 0, or no array");
+    for (int32_t k = 0; k < t->n_pieces; ++k)
+        if (!t->pieces[k].bytes || t->pieces[k].size < 1 || t->pieces[k].size > 65535 ||
+            t->pieces[k].type < 1 || t->pieces[k].type > MONET_PIECE_BYTE)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes and "
+                               "type %d", k, t->pieces[k].size, t->pieces[k].type);
+    return MONET_OK;
+}
+
+/* ---- model: created -------------------------------------------------------------------------- */
+/* Copies a tensor, from any dtype to the native one. */
+static void monet__widen_tensor(const monet_tensor *to, void *data, const monet_tensor *from)
+{
+    int64_t rows = monet__rows(from), columns = monet__cols(from);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; c += MONET__GROUP) {
+            size_t at = monet_tensor_place(from, r, c), out = monet_tensor_place(to, r, c);
+            size_t n = columns - c < MONET__GROUP ? (size_t)(columns - c) : MONET__GROUP;
+            for (size_t k = 0; k < n; ++k)
+                monet__put(data, MONET_F32, out + monet__in_group(to, k),
+                           monet__get(from->data, from->dtype, at + monet__in_group(from, k)));
+        }
+}
+
+/* Element `index` of a normal distribution (0, 0.02), by Box and Muller. */
+static double monet__normal(uint64_t seed, uint64_t tensor, uint64_t index)
+{
+    double u = (double)(monet__random(seed, MONET__RANDOM_INIT, tensor, 2 * index) >> 11) + 0.5;
+    double v = (double)(monet__random(seed, MONET__RANDOM_INIT, tensor, 2 * index + 1) >> 11);
+    u *= 1.0 / 9007199254740992.0, v *= 1.0 / 9007199254740992.0; /* 2^-53 */
+    return 0.02 * sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* Start of a training from nothing: matrices random, norms and variances 1, the rest 0. */
+static void monet__init_tensor(const monet_tensor *t, void *data, int id, uint64_t seed,
+                               uint64_t number)
+{
+    bool    one = id == MONET__T_NORM1 || id == MONET__T_NORM2 || id == MONET__T_NORM ||
+                  id == MONET__T_VAR1 || id == MONET__T_VAR2;
+    int64_t columns = monet__cols(t);
+    if (t->layout == MONET_ROWS && !one) return;
+    for (int64_t r = 0; r < monet__rows(t); ++r)
+        for (int64_t c = 0; c < columns; ++c)
+            monet__put(data, MONET_F32, monet_tensor_place(t, r, c), one ? 1 : (monet_real)
+                       monet__normal(seed, number, (uint64_t)r * (uint64_t)columns + (uint64_t)c));
+}
+
+/* Fills in and loads a file in memory. `from` gives the weights; NULL = random ones. */
+static monet_result monet__model_fill(monet__plan *plan, const monet_writer_config *c,
+                                      const monet__span *raw, const monet_model_config *config,
+                                      const monet_model *from, uint64_t seed, monet_model *draft,
+                                      monet_model **out, monet_error *err)
+{
+    monet__sink sink;
+    size_t      k = 0;
+    sink.p = (uint8_t *)monet__align(draft->block);
+    memset(sink.p, 0, (size_t)draft->size);
+    for (int layer = -1; layer <= c->arch->n_layers; ++layer)
+        for (int id = 0; id < MONET__T_COUNT; ++id) {
+            monet_tensor *t = &plan->tensors[k];
+            char         *data = (char *)sink.p + plan->header_size + t->offset;
+            if (!monet__has_tensor(c->arch, id, layer)) continue;
+            if (from) monet__widen_tensor(t, data, &from->tensors[k]);
+            else monet__init_tensor(t, data, id, seed, k);
+            t->hash = monet__hash_of(data, (size_t)t->size);
+            ++k;
+        }
+    monet__emit_header(plan, &sink, c, raw, plan->file_size - plan->header_size);
+    draft->base = sink.p;
+    return monet__load(draft, config, out, err);
+}
+
+/* A model in memory, all weights native: copied, or random if from is NULL. c->arch is complete. */
+static monet_result monet__model_new(const monet_writer_config *c, const monet__span *raw,
+                                     const monet_model_config *config, const monet_model *from,
+                                     uint64_t seed, monet_model **out, monet_error *err)
+{
+    monet__plan  plan;
+    monet__sink  sink;
+    monet_model  draft;
+    uint64_t     total = 0, table;
+    monet_result result = MONET_OK;
+    size_t       n = 0;
+    fenv_t       own;
+    memset(&plan, 0, sizeof plan);
+    memset(&draft, 0, sizeof draft);
+    draft.host = config->host;
+    plan.n_tensors = monet__count_tensors(c->arch);
+    table = (uint64_t)plan.n_tensors * sizeof *plan.tensors;
+    plan.tensors = (monet_tensor *)monet__alloc(&draft.host, table);
+    if (!plan.tensors) return monet__no_memory(err, "model", table);
+    if (monet_arch_tensors(c->arch, MONET_F32, plan.tensors, plan.n_tensors, &n) != MONET_OK ||
+        !monet__place_tensors(plan.tensors, n, &total) || total > SIZE_MAX / 4)
+        result = monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
+    if (result == MONET_OK) {
+        sink.p = NULL, sink.n = 0;
+        monet__emit_header(&plan, &sink, c, raw, total);
+        draft.size = plan.file_size;
+        draft.block_size = plan.file_size + 64;
+        draft.block = monet__alloc(&draft.host, draft.block_size);
+        if (!draft.block) result = monet__no_memory(err, "model", draft.block_size);
+    }
+    if (result == MONET_OK) {
+        monet__mode_begin(&own);
+        result = monet__model_fill(&plan, c, raw, config, from, seed, &draft, out, err);
+        monet__mode_end(&own);
+        if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
+    }
+    monet__free(&draft.host, plan.tensors, table);
+    return result;
+}
+
+MONET_API monet_result monet_model_create(const monet_writer_config *content, uint64_t seed,
+                                          const monet_model_config *config, monet_model **out,
+                                          monet_error *err)
+{
+    monet_writer_config c;
+    monet_model_config  full;
+    monet_arch          arch;
+    monet__span         raw[MONET__S_COUNT];
+    monet_result        result;
+    if (out) *out = NULL;
+    memset(&c, 0, sizeof c);
+    if (!content || !out)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "create: content or out is NULL");
+    result = monet__config(&c, sizeof c, content, err);
+    if (result == MONET_OK) result = monet__config(&full, sizeof full, config, err);
+    if (result != MONET_OK) return result;
+    if (!c.arch || c.tensors)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "create: content->%s NULL",
+                           c.tensors ? "tensors is not" : "arch is");
+    arch = *c.arch;
+    c.arch = &arch;
+    result = monet_arch_check(&arch, err);
+    if (result == MONET_OK) result = monet__content_check(&c, err);
+    memset(raw, 0, sizeof raw);
+    return result == MONET_OK ? monet__model_new(&c, raw, &full, NULL, seed, out, err) : result;
 }
 
 /* ---- save ----------------------------------------------------------------------------- >>save
@@ -3785,193 +4675,38 @@ struct monet_writer {
     uint64_t      arena_size;
     monet__file   file;
     char         *path, *temp;
-    uint8_t      *header;      /* all sections but the data, written last */
-    uint64_t      header_size, entries, file_size; /* entries: where the tensor section begins */
-    monet_tensor *tensors;
-    size_t        n_tensors, current;
+    uint8_t      *header;      /* written last */
+    monet__plan   plan;
+    size_t        current;     /* tensor */
     int64_t       row;         /* next row of the current tensor */
     char         *panel;       /* rows of one panel */
     uint64_t      panel_size;
     monet__hash   hash;
+    uint64_t      moments_hash;
     bool          failed, finished;
 };
 
-/* ---- save: sections, measured while p is NULL, then written ---------------------------------- */
-typedef struct monet__sink {
-    uint8_t *p;
-    uint64_t n;
-} monet__sink;
-
-static void monet__emit(monet__sink *s, uint64_t value, int bytes)
-{
-    for (int k = 0; k < bytes; ++k, value >>= 8) {
-        if (s->p) s->p[s->n] = (uint8_t)value;
-        ++s->n;
-    }
-}
-
-static void monet__emit_bytes(monet__sink *s, const void *data, size_t size)
-{
-    if (s->p && size) memcpy(s->p + s->n, data, size);
-    s->n += size;
-}
-
-static void monet__emit_align(monet__sink *s)
-{
-    while (s->n % 64) monet__emit(s, 0, 1);
-}
-
-static void monet__emit_arch(monet__sink *s, const monet_arch *a)
-{
-#define MONET__EMIT(field, least, most) monet__emit(s, (uint32_t)a->field, 4);
-    MONET__ARCH(MONET__EMIT)
-#undef MONET__EMIT
-    monet__emit(s, monet__bits(a->rope_theta), 4);
-    monet__emit(s, monet__bits(a->norm_eps), 4);
-}
-
-static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
-{
-    char name[64];
-    memset(name, 0, sizeof name);
-    memcpy(name, t->name, strlen(t->name));
-    monet__emit_bytes(s, name, 64);
-    monet__emit(s, (uint32_t)t->dtype, 4);
-    monet__emit(s, (uint32_t)t->source_dtype, 4);
-    monet__emit(s, (uint32_t)t->n_dims, 4);
-    monet__emit(s, 0, 4);
-    monet__emit(s, (uint64_t)t->shape[0], 8);
-    monet__emit(s, (uint64_t)t->shape[1], 8);
-    monet__emit(s, t->offset, 8);
-    monet__emit(s, t->size, 8);
-    monet__emit(s, t->hash, 8);
-    monet__emit(s, 0, 8);
-}
-
-static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
-{
-    uint64_t blob = 0;
-    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
-    monet__emit(s, (uint32_t)t->n_pieces, 4);
-    monet__emit(s, (uint32_t)t->n_merges, 4);
-    monet__emit(s, (uint32_t)t->n_eos, 4);
-    monet__emit(s, blob, 4);
-    monet__emit(s, (uint32_t)t->unk_id, 4);
-    monet__emit(s, (uint32_t)t->bos_id, 4);
-    monet__emit(s, (uint32_t)t->prefix_space, 4);
-    monet__emit(s, (uint32_t)t->strip_space, 4);
-    blob = 0;
-    for (int32_t k = 0; k < t->n_pieces; ++k) {
-        monet__emit(s, blob, 4);
-        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
-        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
-        monet__emit(s, monet__bits(t->pieces[k].score), 4);
-        blob += (uint64_t)t->pieces[k].size;
-    }
-    for (int32_t k = 0; k < t->n_merges; ++k) {
-        monet__emit(s, (uint32_t)t->merges[k].left, 4);
-        monet__emit(s, (uint32_t)t->merges[k].right, 4);
-        monet__emit(s, (uint32_t)t->merges[k].result, 4);
-    }
-    for (int32_t k = 0; k < t->n_eos; ++k) monet__emit(s, (uint32_t)t->eos_ids[k], 4);
-    for (int32_t k = 0; k < t->n_pieces; ++k)
-        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
-}
-
-static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
-{
-    for (; n--; ++m) {
-        monet__emit(s, strlen(m->key), 4);
-        monet__emit(s, strlen(m->value), 4);
-        monet__emit_bytes(s, m->key, strlen(m->key) + 1);
-        monet__emit_bytes(s, m->value, strlen(m->value) + 1);
-    }
-}
-
-/* The header of a file: sections in order, then their table and the fixed part before them. */
-static void monet__emit_header(monet_writer *w, monet__sink *s, const monet_writer_config *c,
-                               const monet__span *raw, uint64_t data_size)
-{
-    uint64_t counts[MONET__S_COUNT], begin[MONET__S_COUNT + 1], end[MONET__S_COUNT];
-    int      n = 0, kinds[MONET__S_COUNT];
-    for (int kind = 1; kind < MONET__S_COUNT; ++kind)
-        if (kind == MONET__S_TOKENIZER ? c->tokenizer || raw[kind].data
-            : kind == MONET__S_METADATA ? c->n_metadata > 0 || raw[kind].data : c->arch != NULL)
-            kinds[n++] = kind;
-    s->n = MONET__HEADER + (uint64_t)n * MONET__SECTION;
-    for (int k = 0; k < n; ++k) {
-        monet__emit_align(s);
-        begin[k] = s->n;
-        counts[k] = 1;
-        switch (kinds[k]) {
-        case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
-        case MONET__S_TENSORS:
-            w->entries = s->n;
-            counts[k] = w->n_tensors;
-            if (!s->p) s->n += (uint64_t)w->n_tensors * MONET__ENTRY;
-            for (size_t t = 0; s->p && t < w->n_tensors; ++t) monet__emit_tensor(s, &w->tensors[t]);
-            break;
-        case MONET__S_TOKENIZER:
-            if (c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
-            else monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
-            break;
-        case MONET__S_METADATA:
-            counts[k] = c->n_metadata + raw[kinds[k]].count;
-            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
-            monet__emit_metadata(s, c->metadata, c->n_metadata);
-            break;
-        default: counts[k] = w->n_tensors; break; /* data: behind the header */
-        }
-        end[k] = kinds[k] == MONET__S_DATA ? s->n + data_size : s->n;
-    }
-    if (!c->arch) monet__emit_align(s);
-    w->header_size = s->n;
-    w->file_size = s->n + data_size;
-    if (!s->p) return;
-    for (int k = 0; k < n; ++k) {
-        monet__sink entry;
-        entry.p = s->p + MONET__HEADER + k * MONET__SECTION;
-        entry.n = 0;
-        monet__emit(&entry, (uint64_t)kinds[k], 4);
-        monet__emit(&entry, 1, 4);
-        monet__emit(&entry, begin[k], 8);
-        monet__emit(&entry, end[k] - begin[k], 8);
-        monet__emit(&entry, kinds[k] == MONET__S_DATA ? 0 : monet__hash_of(
-                    s->p + begin[k], (size_t)(end[k] - begin[k])), 8);
-        monet__emit(&entry, counts[k], 8);
-    }
-    s->n = 0;
-    monet__emit_bytes(s, monet__magic, 8);
-    monet__emit(s, 1, 2);
-    monet__emit(s, 0, 2);
-    monet__emit(s, 0x01020304u, 4);
-    monet__emit(s, w->file_size, 8);
-    monet__emit(s, 0, 8);
-    monet__emit(s, (uint64_t)n, 8);
-    monet__emit(s, monet__hash_of(s->p + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
-    monet__emit(s, 0, 8);
-    monet__emit(s, monet__hash_of(s->p, 56), 8);
-}
-
-/* Hashes of tensors and of their section are known last. */
-static void monet__finish_header(monet_writer *w)
+/* Hashes of tensors, of their section and of the moments are known last. */
+static void monet__finish_header(monet__plan *plan, uint8_t *header, uint64_t moments_hash)
 {
     monet__sink s;
-    uint8_t    *table = w->header + MONET__HEADER;
-    uint64_t    n = monet__u32(w->header + 32);
-    s.p = w->header;
-    s.n = w->entries;
-    for (size_t t = 0; t < w->n_tensors; ++t) monet__emit_tensor(&s, &w->tensors[t]);
+    uint8_t    *table = header + MONET__HEADER;
+    uint64_t    n = monet__u32(header + 32);
+    s.p = header;
+    s.n = plan->entries;
+    for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
     for (uint64_t k = 0; k < n; ++k, table += MONET__SECTION) {
-        if (monet__u32(table) != MONET__S_TENSORS) continue;
+        uint32_t kind = monet__u32(table);
         s.p = table, s.n = 24;
-        monet__emit(&s, monet__hash_of(w->header + w->entries,
-                                       w->n_tensors * MONET__ENTRY), 8);
+        if (kind == MONET__S_TENSORS)
+            monet__emit(&s, monet__hash_of(header + plan->entries,
+                                           plan->n_tensors * MONET__ENTRY), 8);
+        if (kind == MONET__S_MOMENTS) monet__emit(&s, moments_hash, 8);
     }
-    s.p = w->header, s.n = 40;
-    monet__emit(&s, monet__hash_of(w->header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    s.p = header, s.n = 40;
+    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
     s.n = 56;
-    monet__emit(&s, monet__hash_of(w->header, 56), 8);
+    monet__emit(&s, monet__hash_of(header, 56), 8);
 }
 
 /* Would this tokenizer load? Writes its section to memory, opens and indexes it. */
@@ -3983,15 +4718,6 @@ static monet_result monet__writer_tokenizer(const monet_host *host,
     monet_result    result;
     void           *index = NULL;
     uint64_t        size;
-    if (data->n_pieces < 0 || data->n_merges < 0 || data->n_eos < 0 ||
-        (data->n_pieces && !data->pieces) || (data->n_merges && !data->merges) ||
-        (data->n_eos && !data->eos_ids))
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: a count below 0, or no array");
-    for (int32_t k = 0; k < data->n_pieces; ++k)
-        if (!data->pieces[k].bytes || data->pieces[k].size < 1 || data->pieces[k].size > 65535 ||
-            data->pieces[k].type < 1 || data->pieces[k].type > MONET_PIECE_BYTE)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes and "
-                               "type %d", k, data->pieces[k].size, data->pieces[k].type);
     sink.p = NULL, sink.n = 0;
     monet__emit_tokenizer(&sink, data);
     size = sink.n;
@@ -4033,12 +4759,8 @@ static monet_result monet__writer_shapes(const monet_arch *arch, const monet_ten
 static monet_result monet__writer_check(const monet_writer_config *c, monet_error *err)
 {
     monet_arch   arch;
-    monet_result result;
-    for (size_t k = 0; k < c->n_metadata; ++k)
-        if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
-            strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "metadata %U: NULL or too long",
-                               (uint64_t)k);
+    monet_result result = monet__content_check(c, err);
+    if (result != MONET_OK) return result;
     if (!c->arch)
         return c->tokenizer ? MONET_OK : monet__fail(err, MONET_ERROR_ARGUMENT,
                                                      "neither an architecture nor a tokenizer");
@@ -4063,17 +4785,17 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     uint64_t total = 0;
     size_t   n = 0;
     if (!c->arch) return MONET_OK;
-    (void)monet_arch_tensors(c->arch, MONET_F32, w->tensors, w->n_tensors, &n);
+    (void)monet_arch_tensors(c->arch, MONET_F32, w->plan.tensors, w->plan.n_tensors, &n);
     for (size_t k = 0; k < n; ++k) {
         const monet_tensor *t = &c->tensors[k];
         if (!monet_dtype_size(t->dtype) || !monet_dtype_size(t->source_dtype) ||
-            (w->tensors[k].n_dims == 1 && t->dtype != MONET_F32))
+            (w->plan.tensors[k].n_dims == 1 && t->dtype != MONET_F32))
             return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: dtype %d from %d cannot be "
-                               "written", w->tensors[k].name, (int)t->dtype, (int)t->source_dtype);
-        w->tensors[k].dtype = t->dtype;
-        w->tensors[k].source_dtype = t->source_dtype;
+                               "written", t->name, (int)t->dtype, (int)t->source_dtype);
+        w->plan.tensors[k].dtype = t->dtype;
+        w->plan.tensors[k].source_dtype = t->source_dtype;
     }
-    return monet__place_tensors(w->tensors, n, &total) ? MONET_OK : monet__fail(
+    return monet__place_tensors(w->plan.tensors, n, &total) ? MONET_OK : monet__fail(
         err, MONET_ERROR_ARGUMENT, "tensors are larger than 2^62 bytes");
 }
 
@@ -4112,14 +4834,14 @@ static monet_writer *monet__writer_layout(monet_writer *draft, const monet_write
         arena.base = block;
         arena.overflow = false;
         arena.used = sizeof *draft;
-        draft->tensors = (monet_tensor *)monet__take(&arena, draft->n_tensors,
+        draft->plan.tensors = (monet_tensor *)monet__take(&arena, draft->plan.n_tensors,
                                                      sizeof(monet_tensor));
         draft->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
         draft->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
         draft->panel = (char *)monet__take(&arena, draft->panel_size, 1);
         sink.p = NULL;
-        if (!pass) monet__emit_header(draft, &sink, c, raw, 0);
-        draft->header = (uint8_t *)monet__take(&arena, draft->header_size, 1);
+        if (!pass) monet__emit_header(&draft->plan, &sink, c, raw, 0);
+        draft->header = (uint8_t *)monet__take(&arena, draft->plan.header_size, 1);
         if (arena.overflow) return NULL;
         if (pass) break;
         draft->arena_size = arena.used + 64;
@@ -4140,26 +4862,27 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     monet_result result;
     memset(&draft, 0, sizeof draft);
     draft.host = c->host;
-    draft.n_tensors = c->arch ? c->n_tensors : 0;
+    draft.plan.n_tensors = c->arch ? c->n_tensors : 0;
     draft.file = MONET__NO_FILE;
-    for (size_t k = 0; k < draft.n_tensors; ++k) {
+    for (size_t k = 0; k < draft.plan.n_tensors; ++k) {
         monet_tensor t = c->tensors[k];
         uint64_t     size = monet__panel_size(&t) * sizeof(double);
         if (t.layout == MONET_ROWS) size = (uint64_t)monet__cols(&t) * sizeof(double);
         if (size > draft.panel_size) draft.panel_size = size;
     }
-    draft.tensors = NULL;
+    draft.plan.tensors = NULL;
     w = monet__writer_layout(&draft, c, path, raw);
     if (!w) return monet__no_memory(err, "writer", draft.arena_size);
     memcpy(w->path, path, strlen(path) + 1);
     result = monet__writer_tensors(w, c, err);
     if (result == MONET_OK) {
-        memset(w->header, 0, (size_t)w->header_size);
+        memset(w->header, 0, (size_t)w->plan.header_size);
         sink.p = w->header;
-        monet__emit_header(w, &sink, c, raw, monet__data_size(w->tensors, w->n_tensors));
+        monet__emit_header(&w->plan, &sink, c, raw,
+                           monet__data_size(w->plan.tensors, w->plan.n_tensors));
         result = monet__writer_open(w, err);
     }
-    if (result == MONET_OK && !monet__file_write(w->file, w->header, (size_t)w->header_size))
+    if (result == MONET_OK && !monet__file_write(w->file, w->header, (size_t)w->plan.header_size))
         result = monet__io_fail(err, "write", w->temp);
     monet__hash_begin(&w->hash);
     if (result == MONET_OK) *out = w;
@@ -4225,7 +4948,7 @@ static bool monet__writer_put(monet_writer *w, const void *data, size_t size)
 static bool monet__writer_next(monet_writer *w)
 {
     static const char zeros[64] = {0};
-    monet_tensor     *t = &w->tensors[w->current++];
+    monet_tensor     *t = &w->plan.tensors[w->current++];
     t->hash = monet__hash_end(&w->hash);
     monet__hash_begin(&w->hash);
     w->row = 0;
@@ -4238,9 +4961,9 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     const monet_tensor *t;
     if (!writer || (!rows && count) || count < 0)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "writer: NULL, or count below 0");
-    if (writer->failed || writer->finished || (count && writer->current == writer->n_tensors))
+    if (writer->failed || writer->finished || (count && writer->current == writer->plan.n_tensors))
         return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or complete");
-    t = &writer->tensors[writer->current];
+    t = &writer->plan.tensors[writer->current];
     if (count && count > monet__rows(t) - writer->row)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: %D rows given, %D are missing",
                            t->name, count, monet__rows(t) - writer->row);
@@ -4267,14 +4990,14 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
 {
     monet__file file;
     if (!writer) return monet__fail(err, MONET_ERROR_ARGUMENT, "writer is NULL");
-    if (writer->failed || writer->finished || writer->current != writer->n_tensors)
+    if (writer->failed || writer->finished || writer->current != writer->plan.n_tensors)
         return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or incomplete: "
                            "%U of %U tensors", (uint64_t)writer->current,
-                           (uint64_t)writer->n_tensors);
+                           (uint64_t)writer->plan.n_tensors);
     writer->failed = true; /* until all went well */
-    monet__finish_header(writer);
+    monet__finish_header(&writer->plan, writer->header, writer->moments_hash);
     if (!monet__file_rewind(writer->file) ||
-        !monet__file_write(writer->file, writer->header, (size_t)writer->header_size))
+        !monet__file_write(writer->file, writer->header, (size_t)writer->plan.header_size))
         return monet__io_fail(err, "write", writer->temp);
     file = writer->file;
     writer->file = MONET__NO_FILE;
@@ -4310,6 +5033,7 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
                                         monet_error *err)
 {
     monet_writer_config c;
+    monet__span         raw[MONET__S_COUNT];
     monet_writer       *w = NULL;
     monet_result        result;
     if (!model || !path) return monet__fail(err, MONET_ERROR_ARGUMENT, "model or path is NULL");
@@ -4318,7 +5042,10 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     c.arch = model->has_weights ? &model->arch : NULL;
     c.tensors = model->tensors;
     c.n_tensors = model->n_tensors;
-    result = monet__writer_new(path, &c, model->sections, &w, err);
+    memcpy(raw, model->sections, sizeof raw);
+    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);   /* of a training checkpoint: */
+    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]); /* this saves the model alone */
+    result = monet__writer_new(path, &c, raw, &w, err);
     for (size_t k = 0; result == MONET_OK && k < model->n_tensors; ++k)
         if (!monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) ||
             !monet__writer_next(w))
@@ -5076,25 +5803,7 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
     return total;
 }
 
-/* ---- sampling --------------------------------------------------------------------- >>sampling
-   Random numbers are a function of (seed, purpose, step, index): no state to save or to lose.    */
-enum { MONET__RANDOM_SAMPLE = 1 };
-
-static uint64_t monet__mix(uint64_t x)
-{
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
-static uint64_t monet__random(uint64_t seed, uint64_t purpose, uint64_t step, uint64_t index)
-{
-    uint64_t x = monet__mix(seed + 0x9e3779b97f4a7c15u);
-    x = monet__mix(x + purpose * 0xd1b54a32d192ed03u);
-    x = monet__mix(x + step * 0x8cb92ba72f3d8dd7u);
-    return monet__mix(x + index * 0x9e3779b97f4a7c15u);
-}
-
+/* ---- sampling --------------------------------------------------------------------- >>sampling */
 MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
 {
     double max, sum = 0;
@@ -5445,6 +6154,1275 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
     if (result) *result = r;
     return code;
 }
+
+/* ---- training --------------------------------------------------------------------- >>training
+   Forward keeps the residual stream, q, k, v, the attention's output and the gates; all else is
+   computed again on the way back. Weights, gradients and both moments are four blocks in the order
+   and layout of a file's data section. Every gradient has one writer, which sums over the tokens in
+   order: the number of threads does not change a bit.                                            */
+#ifndef MONET_NO_TRAINING
+enum { MONET__BLOCK = 4096 }; /* numbers that one item of an update handles */
+
+typedef struct monet__kept { /* activations of one layer */
+    monet_real *x, *middle;  /* (BT,C) residual stream before attention, before the experts */
+    monet_real *attention;   /* (BT,C) what o_proj reads */
+    monet_real *q, *k, *v;   /* (B,A,T,padded) (B,K,T,padded) twice; q and k turned by rope */
+} monet__kept;
+
+struct monet_trainer {
+    monet_model         *model;     /* ours; its weights are trained */
+    void                *arena;     /* the block that this struct lies in */
+    uint64_t             arena_size;
+    monet_error          error;
+    monet_trainer_config config;    /* all defaults filled in */
+    monet__team          team;
+    int                  B, T, BT, D, padded, n_routers;
+    size_t               stride;    /* of split rows */
+    uint64_t             n;         /* numbers in each of the four blocks */
+    monet_real          *weights, *grads, *moment1, *moment2;
+    bool                *frozen;    /* (tensors) */
+    monet__kept         *kept;      /* (L) */
+    monet_real          *last;      /* (BT,C) residual stream after the last layer */
+    monet_real          *h, *dx;    /* (BT,C) */
+    monet_real          *rstd;      /* (BT) of the norm at hand */
+    monet_real          *split, *dsplit; /* (BT,stride) input of a product, and its gradient */
+    monet_real          *wide;      /* (BT,3C) rows of q, k, v, or of their gradients */
+    monet_real          *dheads;    /* dq, dk, dv as q, k, v are kept */
+    monet_real          *scores;    /* (tasks,2T) */
+    monet_real          *logits;    /* (BT,V); after forward their gradient */
+    monet_real          *cosine, *sine; /* (T,D/2) */
+    double              *usage;     /* (R,2HN) gates summed over the tokens, (R,2H) their maxima, */
+    size_t               n_usage;   /* then tokens, scored targets, sum of their losses, failures */
+    double              *batch;     /* (2H+1) sums of one router */
+    double              *means, *vars; /* (R,2H) batch statistics of this pass */
+    double              *loss;      /* (BT) */
+    double              *squares;   /* (blocks) */
+    int32_t             *tokens, *targets; /* (BT) */
+    monet_real          *all_gates; /* of all routers; those of the moe are a view */
+    uint16_t            *all_active;
+    int32_t             *all_n_active;
+    monet__moe           moe;
+    void                *user;      /* bytes of monet_trainer_load, in a block of the host */
+    uint64_t             user_size;
+    monet_counts         counts;
+    bool                 forwarded, pending, bad; /* bad: a loss since the update is not finite */
+    double               scored, pass_scored; /* targets: since the update, of this pass */
+    /* the step at hand */
+    int                  layer, pass;
+    const monet_real    *norm_in, *norm_dout;
+    const monet_tensor  *norm;
+    double               scale, rate, correction1, correction2;
+};
+
+static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, char *base)
+{
+    uint64_t BT = (uint64_t)t->BT, C = (uint64_t)a->dim, r = sizeof(monet_real);
+    uint64_t A = (uint64_t)a->n_heads, K = (uint64_t)a->n_kv_heads, P = (uint64_t)t->padded;
+    uint64_t H2 = 2 * (uint64_t)a->moe_heads, R = (uint64_t)t->n_routers;
+    uint64_t angles = (uint64_t)t->T * (uint64_t)(t->D / 2), tasks = (uint64_t)t->team.n;
+    size_t   n_tensors = monet__count_tensors(a);
+    monet__arena arena;
+    arena.base = base, arena.used = sizeof *t, arena.overflow = false;
+#define MONET__REALS(count) (monet_real *)monet__take(&arena, count, r)
+#define MONET__DOUBLES(count) (double *)monet__take(&arena, count, sizeof(double))
+    t->grads = MONET__REALS(t->n);
+    t->moment1 = MONET__REALS(t->n);
+    t->moment2 = MONET__REALS(t->n);
+    t->frozen = (bool *)monet__take(&arena, n_tensors, sizeof(bool));
+    t->kept = (monet__kept *)monet__take(&arena, (uint64_t)a->n_layers, sizeof(monet__kept));
+    for (int l = 0; l < a->n_layers; ++l) {
+        monet__kept none, *kept = base ? &t->kept[l] : &none;
+        kept->x = MONET__REALS(BT * C);
+        kept->middle = MONET__REALS(BT * C);
+        kept->attention = MONET__REALS(BT * C);
+        kept->q = MONET__REALS(BT * A * P);
+        kept->k = MONET__REALS(BT * K * P);
+        kept->v = MONET__REALS(BT * K * P);
+    }
+    t->last = MONET__REALS(BT * C);
+    t->h = MONET__REALS(BT * C);
+    t->dx = MONET__REALS(BT * C);
+    t->rstd = MONET__REALS(BT);
+    t->split = MONET__REALS(BT * t->stride);
+    t->dsplit = MONET__REALS(BT * t->stride);
+    t->wide = MONET__REALS(BT * 3 * C);
+    t->dheads = MONET__REALS(BT * P * (A + 2 * K));
+    t->scores = MONET__REALS(tasks * 2 * (uint64_t)t->T);
+    t->logits = MONET__REALS(BT * (uint64_t)a->vocab_size);
+    t->cosine = MONET__REALS(angles);
+    t->sine = MONET__REALS(angles);
+    t->n_usage = (size_t)(R * H2 * ((uint64_t)a->moe_experts + 1) + 4);
+    t->usage = MONET__DOUBLES(t->n_usage);
+    t->batch = MONET__DOUBLES(H2 + 1);
+    t->means = MONET__DOUBLES(R * H2);
+    t->vars = MONET__DOUBLES(R * H2);
+    t->loss = MONET__DOUBLES(BT);
+    t->squares = MONET__DOUBLES(t->n / MONET__BLOCK + 1);
+    t->tokens = (int32_t *)monet__take(&arena, BT, sizeof(int32_t));
+    t->targets = (int32_t *)monet__take(&arena, BT, sizeof(int32_t));
+#undef MONET__REALS
+#undef MONET__DOUBLES
+    monet__moe_layout(&t->moe, &arena, t->team.n, t->n_routers);
+    t->all_gates = t->moe.gates;
+    t->all_active = t->moe.active;
+    t->all_n_active = t->moe.n_active;
+    return arena.overflow || arena.used > SIZE_MAX / 2 ? UINT64_MAX : arena.used;
+}
+
+/* Does the name fit the pattern? '*' stands for any characters. */
+static bool monet__matches(const char *pattern, const char *name)
+{
+    const char *star = NULL, *from = NULL;
+    while (*name) {
+        if (*pattern == '*') star = pattern++, from = name;
+        else if (*pattern == *name) ++pattern, ++name;
+        else if (star) pattern = star + 1, name = ++from;
+        else return false;
+    }
+    while (*pattern == '*') ++pattern;
+    return !*pattern;
+}
+
+static monet_result monet__trainer_freeze(monet_trainer *t, monet_error *err)
+{
+    const monet_trainer_config *c = &t->config;
+    const monet_model          *model = t->model;
+    for (size_t k = 0; k < model->n_tensors; ++k) { /* statistics are not trained by gradients */
+        const char *dot = strrchr(model->tensors[k].name, '.');
+        t->frozen[k] = dot && !strncmp(dot, ".running_", 9);
+    }
+    for (int32_t p = 0; p < c->n_freeze; ++p) {
+        bool used = false;
+        if (!c->freeze || !c->freeze[p])
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "freeze: pattern %d is NULL", p);
+        for (size_t k = 0; k < model->n_tensors; ++k)
+            if (monet__matches(c->freeze[p], model->tensors[k].name))
+                t->frozen[k] = used = true;
+        if (!used)
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "freeze: no tensor matches '%s'",
+                               c->freeze[p]);
+    }
+    return MONET_OK;
+}
+
+static monet_result monet__trainer_numbers(monet_trainer_config *c, monet_error *err)
+{
+    const struct { const char *name; float *value, preset, most; } fields[] = {
+        {"beta1", &c->beta1, 0.9f, 1}, {"beta2", &c->beta2, 0.95f, 1}, {"eps", &c->eps, 1e-8f, 1},
+        {"uniformity_eps", &c->uniformity_eps, 1e-8f, 1}, {"weight_decay", &c->weight_decay, 0,
+        1e6f}, {"grad_clip", &c->grad_clip, 0, 1e30f}, {"uniformity", &c->uniformity, 0, 1e6f},
+        {"ambiguity", &c->ambiguity, 0, 1e6f}};
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; ++k) {
+        float x = *fields[k].value;
+        if (!(x >= 0 && x <= fields[k].most) || (k < 2 && x == 1))
+            return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: %s is %s", fields[k].name,
+                               x == 1 ? "1, must be less" : monet__off(x, fields[k].most));
+        if (x == 0) *fields[k].value = fields[k].preset;
+    }
+    return MONET_OK;
+}
+
+/* Bytes of the data section when all is native. */
+static bool monet__data_bytes(const monet_arch *a, uint64_t *bytes)
+{
+    *bytes = 0;
+    for (int layer = -1; layer <= a->n_layers; ++layer)
+        for (int id = 0; id < MONET__T_COUNT; ++id) {
+            monet_tensor t;
+            if (!monet__has_tensor(a, id, layer)) continue;
+            monet__describe_tensor(&t, a, id, layer, MONET_F32);
+            if (!monet__tensor_size(&t, &t.size) || t.size > UINT64_MAX / 8 ||
+                !monet__add(bytes, *bytes, monet__round_up(t.size, 64)))
+                return false;
+        }
+    return true;
+}
+
+/* Checks the config and sets all sizes of a trainer that does not exist yet. */
+static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *model,
+                                         const monet_trainer_config *config, monet_error *err)
+{
+    const monet_arch     *a;
+    const monet_host     *host;
+    monet_trainer_config *c = &t->config;
+    monet_result          result;
+    memset(t, 0, sizeof *t);
+    result = monet__config(c, sizeof *c, config, err);
+    if (result == MONET_OK) result = monet__trainer_numbers(c, err);
+    if (result != MONET_OK) return result;
+    if (!model->has_weights)
+        return monet__fail(err, MONET_ERROR_STATE, "the model is a tokenizer alone, no weights");
+    a = &model->arch;
+    host = c->host ? c->host : &model->host;
+    if (!c->batch_size) c->batch_size = 1;
+    if (!c->seq_len) c->seq_len = a->max_seq_len;
+    if (c->batch_size < 0 || c->seq_len < 0 || c->n_freeze < 0 ||
+        (int64_t)c->batch_size * c->seq_len > 1 << 24 ||
+        (int64_t)c->batch_size * c->seq_len * a->n_heads > INT32_MAX)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: batch_size is %d, seq_len is %d, "
+                           "n_freeze is %d: negative, or more than %d tokens", c->batch_size,
+                           c->seq_len, c->n_freeze, 1 << 24);
+    if (host->n_threads < 0 || host->n_threads > 256)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "n_threads is %d, must be 0..256",
+                           host->n_threads);
+    t->team.host = *host;
+    t->team.n = host->n_threads ? host->n_threads : 1;
+    t->B = c->batch_size, t->T = c->seq_len, t->BT = t->B * t->T;
+    t->D = a->dim / a->n_heads;
+    t->padded = (int)monet__round_up((uint64_t)t->D, MONET__LANES);
+    t->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+    t->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
+    t->moe.trains = true;
+    monet__moe_sizes(&t->moe, a, t->BT);
+    if (!monet__data_bytes(a, &t->n) || t->n > SIZE_MAX / 8)
+        return monet__fail(err, MONET_ERROR_MEMORY, "trainer: too large for the address space");
+    t->n /= sizeof(monet_real);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_trainer_size(const monet_model *model,
+                                          const monet_trainer_config *config, size_t *size)
+{
+    monet_trainer draft;
+    monet_result  result;
+    uint64_t      bytes;
+    if (!model || !size) return MONET_ERROR_ARGUMENT;
+    result = monet__trainer_begin(&draft, model, config, NULL);
+    if (result != MONET_OK) return result;
+    bytes = monet__trainer_layout(&draft, &model->arch, NULL);
+    if (bytes == UINT64_MAX) return MONET_ERROR_MEMORY;
+    bytes += draft.n * sizeof(monet_real) + model->arena_size + 128;
+    for (int kind = 1; kind < MONET__S_DATA; ++kind) bytes += model->sections[kind].size + 64;
+    *size = (size_t)bytes;
+    return MONET_OK;
+}
+
+MONET_API void monet_trainer_free(monet_trainer *trainer)
+{
+    monet_host host;
+    if (!trainer) return;
+    monet__team_stop(&trainer->team);
+    host = trainer->team.host;
+    monet__free(&host, trainer->user, trainer->user_size);
+    monet_model_free(trainer->model);
+    monet__free(&host, trainer->arena, trainer->arena_size);
+}
+
+/* The trainer's own model: the same sections, weights widened. */
+static monet_result monet__trainer_copy(const monet_model *model, const monet_host *host,
+                                        monet_model **out, monet_error *err)
+{
+    monet_writer_config c;
+    monet_model_config  config;
+    monet__span         raw[MONET__S_COUNT];
+    memset(&c, 0, sizeof c);
+    memset(&config, 0, sizeof config);
+    memcpy(raw, model->sections, sizeof raw);
+    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);
+    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]);
+    config.host = *host;
+    c.arch = &model->arch;
+    return monet__model_new(&c, raw, &config, model, 0, out, err);
+}
+
+MONET_API monet_result monet_trainer_create(const monet_model *model,
+                                            const monet_trainer_config *config,
+                                            monet_trainer **out, monet_error *err)
+{
+    monet_trainer draft, *t;
+    monet_result  result;
+    uint64_t      size;
+    if (out) *out = NULL;
+    if (!model || !out)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: model or out is NULL");
+    result = monet__trainer_begin(&draft, model, config, err);
+    if (result != MONET_OK) return result;
+    size = monet__trainer_layout(&draft, &model->arch, NULL);
+    if (size == UINT64_MAX)
+        return monet__fail(err, MONET_ERROR_MEMORY, "trainer of %d sequences of %d tokens does not "
+                           "fit the address space", draft.B, draft.T);
+    draft.arena_size = size + 64;
+    draft.arena = monet__alloc(&draft.team.host, size + 64);
+    if (!draft.arena) return monet__no_memory(err, "trainer", size + 64);
+    t = (monet_trainer *)(void *)monet__align(draft.arena);
+    (void)monet__trainer_layout(&draft, &model->arch, (char *)t);
+    memcpy(t, &draft, sizeof draft);
+    result = monet__trainer_copy(model, &draft.team.host, &t->model, err);
+    if (result == MONET_OK) result = monet__trainer_freeze(t, err);
+    if (result == MONET_OK && !monet__team_start(&t->team, &draft.team.host))
+        result = monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads", draft.team.n);
+    if (result != MONET_OK) {
+        monet_model_free(t->model);
+        monet__free(&draft.team.host, draft.arena, size + 64);
+        return result;
+    }
+    t->config.freeze = NULL, t->config.host = NULL; /* the caller's, not kept */
+    t->weights = (monet_real *)(uintptr_t)t->model->sections[MONET__S_DATA].data;
+    for (uint64_t k = 0; k < t->n; ++k) t->grads[k] = t->moment1[k] = t->moment2[k] = 0;
+    monet__rope_table(t->cosine, t->sine, t->T, t->D, (double)model->arch.rope_theta);
+    *out = t;
+    return MONET_OK;
+}
+
+/* ---- training: forward ----------------------------------------------------------------------- */
+static void monet__train_embed(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    (void)task;
+    monet__embed(t->kept[0].x + (size_t)token * (size_t)t->model->arch.dim, t->model->embed,
+                 t->tokens[token]);
+}
+
+static void monet__train_norm_token(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
+    (void)task;
+    monet__rmsnorm_forward(t->h + at, t->norm_in + at, (const monet_real *)t->norm->data, (int)C,
+                           (monet_real)t->model->arch.norm_eps);
+    monet__to_split(t->split + (size_t)token * t->stride, t->h + at, C);
+}
+
+/* split (and h) get the normalised x. */
+static void monet__train_norm(monet_trainer *t, const monet_real *x, const monet_tensor *weight)
+{
+    t->norm_in = x;
+    t->norm = weight;
+    monet__each(&t->team, t->BT, monet__train_norm_token, t);
+}
+
+static void monet__train_split_token(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         C = (size_t)t->model->arch.dim;
+    (void)task;
+    monet__to_split(t->split + (size_t)token * t->stride, t->norm_in + (size_t)token * C, C);
+}
+
+static void monet__train_split(monet_trainer *t, const monet_real *x)
+{
+    t->norm_in = x;
+    monet__each(&t->team, t->BT, monet__train_split_token, t);
+}
+
+/* Where a kept head of a sequence begins. */
+static size_t monet__train_head(const monet_trainer *t, int heads, int b, int head)
+{
+    return ((size_t)b * (size_t)heads + (size_t)head) * (size_t)t->T * (size_t)t->padded;
+}
+
+/* Rows of q, k, v of one token become heads, q and k turned by rope. */
+static void monet__train_heads(void *context, int token, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    const monet_arch *a = &t->model->arch;
+    monet__kept      *kept = &t->kept[t->layer];
+    int               D = t->D, b = token / t->T, pos = token % t->T;
+    size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
+    (void)task;
+    for (size_t part = 0; part < 3; ++part) {
+        int               heads = part ? a->n_kv_heads : a->n_heads;
+        const monet_real *from = t->wide + ((size_t)token * 3 + part) * C;
+        monet_real       *to = part == 0 ? kept->q : part == 1 ? kept->k : kept->v;
+        for (int head = 0; head < heads; ++head, from += D) {
+            monet_real *out = to + monet__train_head(t, heads, b, head) +
+                              (size_t)pos * (size_t)t->padded;
+            memcpy(out, from, (size_t)D * sizeof *out);
+            memset(out + D, 0, (size_t)(t->padded - D) * sizeof *out);
+            if (part < 2) monet__rope_forward(out, t->cosine + angle, t->sine + angle, D);
+        }
+    }
+}
+
+/* One query head of one sequence: item = b * A + head. */
+static void monet__train_attention_head(void *context, int item, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    const monet_arch *a = &t->model->arch;
+    monet__kept      *kept = &t->kept[t->layer];
+    int               A = a->n_heads, K = a->n_kv_heads, b = item / A, head = item % A;
+    size_t            T = (size_t)t->T, P = (size_t)t->padded, C = (size_t)a->dim;
+    size_t            kv = monet__train_head(t, K, b, head / (A / K));
+    for (size_t pos = 0; pos < T; ++pos)
+        monet__attention_forward(kept->attention + ((size_t)b * T + pos) * C +
+                                 (size_t)head * (size_t)t->D, t->scores + (size_t)task * 2 * T,
+                                 kept->q + monet__train_head(t, A, b, head) + pos * P,
+                                 kept->k + kv, kept->v + kv, MONET_F32, (int)pos + 1, t->D,
+                                 t->padded);
+}
+
+/* out = x + h */
+static void monet__train_add(monet_real *out, const monet_real *x, const monet_real *h, size_t n)
+{
+    for (size_t k = 0; k < n; ++k) out[k] = x[k] + h[k];
+}
+
+static void monet__train_attention(monet_trainer *t)
+{
+    const monet_arch   *a = &t->model->arch;
+    const monet__layer *layer = &t->model->layers[t->layer];
+    monet__kept        *kept = &t->kept[t->layer];
+    size_t              C = (size_t)a->dim;
+    monet__product      p[3];
+    monet__train_norm(t, kept->x, layer->w[MONET__T_NORM1]);
+    p[0] = monet__product_of(layer->w[MONET__T_Q], t->wide, 3 * C);
+    p[1] = monet__product_of(layer->w[MONET__T_K], t->wide + C, 3 * C);
+    p[2] = monet__product_of(layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
+    monet__linear_forward(&t->team, p, 3, t->split, t->stride, t->BT);
+    monet__each(&t->team, t->BT, monet__train_heads, t);
+    monet__each(&t->team, t->B * a->n_heads, monet__train_attention_head, t);
+    monet__train_split(t, kept->attention);
+    p[0] = monet__product_of(layer->w[MONET__T_O], t->h, C);
+    monet__linear_forward(&t->team, p, 1, t->split, t->stride, t->BT);
+    monet__train_add(kept->middle, kept->x, t->h, (size_t)t->BT * C);
+}
+
+/* ---- training: routers -----------------------------------------------------------------------
+   BatchNorm over all B*T*N logits of a head: biased variance to normalise, unbiased one into the
+   running statistics, which move by a tenth. Sums in two passes, in double: E[x^2] - E[x]^2 would
+   lose its digits. On many machines reduce_fn adds the sums up between the passes.               */
+static void monet__train_batch_sum(void *context, int item, int task) /* item = side * H + head */
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
+    const double     *mean = t->means + (size_t)(t->layer / t->model->arch.moe_groups) * H2;
+    const monet_real *z = t->moe.gates + (size_t)item * N;
+    double            sum = 0;
+    (void)task;
+    for (int token = 0; token < t->BT; ++token, z += H2 * N)
+        for (size_t i = 0; i < N; ++i) {
+            double d = t->pass ? (double)z[i] - mean[item] : (double)z[i];
+            sum += t->pass ? d * d : d;
+        }
+    t->batch[item] = sum;
+}
+
+static void monet__train_reduce(monet_trainer *t, double *sums, size_t n)
+{
+    if (t->config.reduce_fn) t->config.reduce_fn(t->config.reduce_user, sums, n);
+}
+
+/* Means and biased variances of a router's heads; the count of numbers is kept in batch[2H]. */
+static void monet__train_statistics(monet_trainer *t)
+{
+    size_t H2 = 2 * (size_t)t->moe.H, at = (size_t)(t->layer / t->model->arch.moe_groups) * H2;
+    for (t->pass = 0; t->pass < 2; ++t->pass) {
+        monet__each(&t->team, (int)H2, monet__train_batch_sum, t);
+        t->batch[H2] = (double)t->BT * t->moe.N;
+        monet__train_reduce(t, t->batch, H2 + 1);
+        for (size_t k = 0; k < H2; ++k)
+            (t->pass ? t->vars : t->means)[at + k] = t->batch[k] / t->batch[H2];
+    }
+}
+
+static size_t monet__tensor_index(const monet_trainer *t, const monet_tensor *w)
+{
+    return (size_t)(w - t->model->tensors);
+}
+
+/* Does this side of a layer's router take the statistics of the batch? */
+static bool monet__train_by_batch(const monet_trainer *t, int layer, int side)
+{
+    const monet_tensor *w =
+        t->model->layers[layer].w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1];
+    return t->config.batch_stats || !t->frozen[monet__tensor_index(t, w)];
+}
+
+static monet_real *monet__statistic(const monet_trainer *t, int layer, int id)
+{
+    return t->weights + t->model->layers[layer].w[id]->offset / sizeof(monet_real);
+}
+
+/* Gates and list of one side of one token: item = 2 * token + side. */
+static void monet__train_gates(void *context, int item, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    monet__moe    *moe = &t->moe;
+    size_t         N = (size_t)moe->N, H = (size_t)moe->H, side = (size_t)item % 2;
+    size_t         at = (size_t)(t->layer / t->model->arch.moe_groups) * 2 * H + side * H;
+    bool           batch = monet__train_by_batch(t, t->layer, (int)side);
+    monet_real    *gates = moe->gates + (size_t)item * H * N;
+    const monet_real *mean = monet__statistic(t, t->layer, side ? MONET__T_MEAN2 : MONET__T_MEAN1);
+    const monet_real *var = monet__statistic(t, t->layer, side ? MONET__T_VAR2 : MONET__T_VAR1);
+    (void)task;
+    moe->bad[item] = false;
+    for (size_t h = 0; h < H; ++h)
+        if (!monet__router_forward(gates + h * N, batch ? (monet_real)t->means[at + h] : mean[h],
+                                   batch ? (monet_real)t->vars[at + h] : var[h], moe->sigma,
+                                   moe->N)) {
+            memset(gates + h * N, 0, N * sizeof *gates);
+            moe->bad[item] = true;
+        }
+    moe->n_active[item] = monet__active_list(moe->active + (size_t)item * N, gates, moe->H,
+                                             moe->N);
+}
+
+/* What both routing losses need of one head: item = side * H + head. */
+static void monet__train_usage(void *context, int item, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
+    size_t            router = (size_t)(t->layer / t->model->arch.moe_groups);
+    double           *sums = t->usage + (router * H2 + (size_t)item) * N, tops = 0;
+    const monet_real *g = t->moe.gates + (size_t)item * N;
+    (void)task;
+    for (size_t i = 0; i < N; ++i) sums[i] = 0;
+    for (int token = 0; token < t->BT; ++token, g += H2 * N) {
+        monet_real top = 0;
+        for (size_t i = 0; i < N; ++i) {
+            sums[i] += (double)g[i];
+            if (g[i] > top) top = g[i];
+        }
+        tops += (double)top;
+    }
+    t->usage[(size_t)t->n_routers * H2 * N + router * H2 + (size_t)item] = tops;
+}
+
+/* The moe looks at the gates of a layer's group. */
+static void monet__train_group(monet_trainer *t, int layer)
+{
+    size_t router = (size_t)(layer / t->model->arch.moe_groups), BT2 = 2 * (size_t)t->BT;
+    size_t N = (size_t)t->moe.N;
+    t->moe.gates = t->all_gates + router * BT2 * (size_t)t->moe.H * N;
+    t->moe.active = t->all_active + router * BT2 * N;
+    t->moe.n_active = t->all_n_active + router * BT2;
+}
+
+static void monet__train_router(monet_trainer *t)
+{
+    const monet__layer *layer = &t->model->layers[t->layer];
+    size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
+    monet__product      p[2];
+    p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], t->moe.gates, 2 * HN);
+    p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
+    monet__linear_forward(&t->team, p, 2, t->split, t->stride, t->BT);
+    monet__train_statistics(t);
+    monet__each(&t->team, 2 * t->BT, monet__train_gates, t);
+    monet__each(&t->team, 2 * t->moe.H, monet__train_usage, t);
+    for (int item = 0; item < 2 * t->BT; ++item)
+        if (t->moe.bad[item]) t->usage[t->n_usage - 1] = 1;
+}
+
+static void monet__train_experts(monet_trainer *t)
+{
+    const monet__layer *layer = &t->model->layers[t->layer];
+    monet__kept        *kept = &t->kept[t->layer];
+    bool                routes = t->layer % t->model->arch.moe_groups == 0;
+    size_t              C = (size_t)t->model->arch.dim;
+    monet_real         *next = t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last;
+    monet__train_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
+    monet__train_group(t, t->layer);
+    if (routes) monet__train_router(t);
+    monet__moe_forward(&t->moe, &t->team, &layer->experts, t->split, t->stride, t->BT, !routes);
+    for (int token = 0; token < t->BT; ++token)
+        monet__moe_output(t->h + (size_t)token * C, &t->moe, token);
+    monet__train_add(next, kept->middle, t->h, (size_t)t->BT * C);
+}
+
+/* Cross entropy of one token; its logits become their gradient, softmax - onehot. */
+static void monet__train_loss(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         V = (size_t)t->model->arch.vocab_size;
+    monet_real    *z = t->logits + (size_t)token * V, max = z[0], sum;
+    int32_t        target = t->targets[token];
+    double         logit;
+    (void)task;
+    t->loss[token] = 0;
+    if (target < 0) {
+        memset(z, 0, V * sizeof *z);
+        return;
+    }
+    for (size_t v = 1; v < V; ++v)
+        if (z[v] > max) max = z[v];
+    logit = (double)z[target] - (double)max;
+    for (size_t v = 0; v < V; ++v) z[v] = monet__exp(z[v] - max);
+    sum = monet__sum(z, V);
+    for (size_t v = 0; v < V; ++v) z[v] /= sum;
+    z[target] -= 1;
+    t->loss[token] = log((double)sum) - logit;
+}
+
+/* Losses of the pass from its sums. */
+static void monet__train_losses(const monet_trainer *t, monet_losses *out)
+{
+    size_t        N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
+    const double *tail = t->usage + t->n_usage - 4, *tops = t->usage + R * 2 * H * N;
+    double        tokens = tail[0], heads = (double)(2 * R * H), logs = 0, above = 0;
+    memset(out, 0, sizeof *out);
+    out->scored = (int64_t)tail[1];
+    out->cross_entropy = tail[1] > 0 ? tail[2] / tail[1] : 0;
+    for (size_t side = 0; side < 2 * R; ++side) {
+        const double *sums = t->usage + side * H * N;
+        for (size_t i = 0; i < N; ++i) {
+            double all = 0;
+            for (size_t h = 0; h < H; ++h) {
+                all += sums[h * N + i];
+                logs += log(sums[h * N + i] / tokens + (double)t->config.uniformity_eps);
+            }
+            out->unused += all == 0;
+        }
+    }
+    for (size_t k = 0; k < 2 * R * H; ++k) above += tops[k];
+    out->uniformity = -logs / (heads * (double)N);
+    out->ambiguity = 1 - above / (heads * tokens);
+    out->total = out->cross_entropy + (double)t->config.uniformity * out->uniformity +
+                 (double)t->config.ambiguity * out->ambiguity;
+}
+
+/* Running statistics take a tenth of the batch's. */
+static void monet__train_move(monet_trainer *t)
+{
+    const monet_arch *a = &t->model->arch;
+    size_t            H = (size_t)a->moe_heads;
+    double            n = t->usage[t->n_usage - 4] * a->moe_experts;
+    for (int layer = 0; layer < a->n_layers; layer += a->moe_groups)
+        for (size_t side = 0; side < 2; ++side) {
+            size_t      at = ((size_t)(layer / a->moe_groups) * 2 + side) * H;
+            monet_real *mean = monet__statistic(t, layer, side ? MONET__T_MEAN2 : MONET__T_MEAN1);
+            monet_real *var = monet__statistic(t, layer, side ? MONET__T_VAR2 : MONET__T_VAR1);
+            if (!monet__train_by_batch(t, layer, (int)side)) continue;
+            for (size_t h = 0; h < H; ++h) {
+                mean[h] = (monet_real)(0.9 * (double)mean[h] + 0.1 * t->means[at + h]);
+                var[h] = (monet_real)(0.9 * (double)var[h] + 0.1 * t->vars[at + h] * n / (n - 1));
+            }
+        }
+    ++t->counts.batches;
+}
+
+static void monet__train_forward(monet_trainer *t, monet_losses *losses)
+{
+    const monet_arch *a = &t->model->arch;
+    double           *tail = t->usage + t->n_usage - 4;
+    monet__product    p;
+    monet_losses      out;
+    tail[0] = t->BT, tail[1] = tail[2] = tail[3] = 0;
+    monet__each(&t->team, t->BT, monet__train_embed, t);
+    for (t->layer = 0; t->layer < a->n_layers; ++t->layer) {
+        monet__train_attention(t);
+        monet__train_experts(t);
+    }
+    monet__train_norm(t, t->last, t->model->norm);
+    p = monet__product_of(t->model->lm_head, t->logits, (size_t)a->vocab_size);
+    monet__linear_forward(&t->team, &p, 1, t->split, t->stride, t->BT);
+    monet__each(&t->team, t->BT, monet__train_loss, t);
+    for (int token = 0; token < t->BT; ++token) {
+        tail[1] += t->targets[token] >= 0;
+        tail[2] += t->loss[token];
+    }
+    monet__train_reduce(t, t->usage, t->n_usage);
+    monet__train_losses(t, &out);
+    if (tail[3] > 0) out.total = out.cross_entropy = (double)NAN;
+    if (out.total - out.total == 0) monet__train_move(t);
+    else t->bad = true;
+    t->pass_scored = tail[1];
+    if (losses) *losses = out;
+}
+
+MONET_API monet_result monet_trainer_forward(monet_trainer *trainer, const int32_t *tokens,
+                                             const int32_t *targets, monet_losses *losses)
+{
+    fenv_t  own;
+    int32_t V;
+    if (!trainer) return MONET_ERROR_ARGUMENT;
+    if (!tokens || !targets)
+        return monet__fail(&trainer->error, MONET_ERROR_ARGUMENT, "forward: tokens or targets is "
+                           "NULL");
+    V = trainer->model->arch.vocab_size;
+    for (int k = 0; k < trainer->BT; ++k)
+        if (tokens[k] < 0 || tokens[k] >= V || targets[k] < -1 || targets[k] >= V)
+            return monet__fail(&trainer->error, MONET_ERROR_ARGUMENT, "sequence %d, position %d: "
+                               "token %d, target %d, must be 0..%d, and -1 for no target",
+                               k / trainer->T, k % trainer->T, tokens[k], targets[k], V - 1);
+    memcpy(trainer->tokens, tokens, (size_t)trainer->BT * sizeof *tokens);
+    memcpy(trainer->targets, targets, (size_t)trainer->BT * sizeof *targets);
+    monet__mode_begin(&own);
+    monet__train_forward(trainer, losses);
+    monet__mode_end(&own);
+    trainer->forwarded = true;
+    return MONET_OK;
+}
+
+/* ---- training: backward ---------------------------------------------------------------------- */
+/* Where the gradient of a tensor goes; NULL if it is frozen or not there. */
+static monet_real *monet__grad_of(const monet_trainer *t, const monet_tensor *w)
+{
+    if (!w || t->frozen[monet__tensor_index(t, w)]) return NULL;
+    return t->grads + w->offset / sizeof(monet_real);
+}
+
+/* Gradient of a product whose input is in split: dW, and dsplit += W^T dout. */
+static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
+                               size_t stride)
+{
+    monet__linear_back job;
+    job.w = w;
+    job.dw = monet__grad_of(t, w);
+    job.dout = dout;
+    job.stride = stride;
+    job.x = t->split;
+    job.dx = t->dsplit;
+    job.x_stride = t->stride;
+    job.n_tokens = t->BT;
+    monet__linear_backward(&t->team, &job);
+}
+
+static void monet__back_zero(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    (void)task;
+    memset(t->dsplit + (size_t)token * t->stride, 0, t->stride * sizeof *t->dsplit);
+}
+
+/* dsplit of one token, in natural order. */
+static void monet__back_natural(void *context, int token, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    size_t            C = (size_t)t->model->arch.dim;
+    monet_real       *out = t->h + (size_t)token * C;
+    const monet_real *in = t->dsplit + (size_t)token * t->stride;
+    (void)task;
+    for (size_t c = 0; c < C; ++c) out[c] = in[monet__split(c)];
+}
+
+static void monet__back_norm_token(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
+    monet__back_natural(context, token, task);
+    t->rstd[token] = monet__rmsnorm_backward(t->dx + at, t->h + at, t->norm_in + at,
+                                             (const monet_real *)t->norm->data, (int)C,
+                                             (monet_real)t->model->arch.norm_eps);
+}
+
+static void monet__back_norm_weight(void *context, int group, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    size_t            C = (size_t)t->model->arch.dim, from = (size_t)group * MONET__GROUP;
+    size_t            n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
+    monet_real       *dw = monet__grad_of(t, t->norm) + from;
+    const monet_real *x = t->norm_in + from, *dout = t->h + from;
+    (void)task;
+    for (int token = 0; token < t->BT; ++token, x += C, dout += C)
+        for (size_t c = 0; c < n; ++c) dw[c] += dout[c] * x[c] * t->rstd[token];
+}
+
+/* From dsplit through the norm that read x: dx += ... */
+static void monet__back_norm(monet_trainer *t, const monet_real *x, const monet_tensor *weight)
+{
+    t->norm_in = x;
+    t->norm = weight;
+    monet__each(&t->team, t->BT, monet__back_norm_token, t);
+    if (monet__grad_of(t, weight))
+        monet__each(&t->team, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
+                    monet__back_norm_weight, t);
+}
+
+/* Logits: their gradient is in place. dx begins here. */
+static void monet__back_logits(monet_trainer *t)
+{
+    size_t BTC = (size_t)t->BT * (size_t)t->model->arch.dim;
+    monet__train_norm(t, t->last, t->model->norm);
+    monet__each(&t->team, t->BT, monet__back_zero, t);
+    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size);
+    memset(t->dx, 0, BTC * sizeof *t->dx);
+    monet__back_norm(t, t->last, t->model->norm);
+}
+
+/* dgates of one side of one token to logits: the routing losses, then the softmax. */
+static void monet__back_gates(void *context, int item, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
+    size_t         side = (size_t)(t->layer / t->model->arch.moe_groups) * 2 + (size_t)item % 2;
+    double         tokens = t->usage[t->n_usage - 4], heads = (double)(2 * R * H);
+    double         eps = (double)t->config.uniformity_eps;
+    double         unif = t->pass_scored * (double)t->config.uniformity / (heads * (double)N);
+    double         amb = t->pass_scored * (double)t->config.ambiguity / (heads * tokens);
+    (void)task;
+    for (size_t h = 0; h < H; ++h) {
+        const monet_real *g = t->moe.gates + ((size_t)item * H + h) * N;
+        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = g[0];
+        const double     *sums = t->usage + (side * H + h) * N;
+        int               ties = 0;
+        for (size_t i = 1; i < N; ++i)
+            if (g[i] > top) top = g[i];
+        for (size_t i = 0; i < N; ++i) ties += g[i] == top;
+        for (size_t i = 0; i < N; ++i) {
+            if (g[i] == 0) continue; /* dz of these is 0 whatever dg is */
+            dg[i] -= (monet_real)(unif / (sums[i] + eps * tokens));
+            if (g[i] == top) dg[i] -= (monet_real)(amb / ties);
+        }
+        monet__router_backward(dg, g, (int)N);
+    }
+}
+
+static void monet__back_router(monet_trainer *t)
+{
+    const monet__layer *layer = &t->model->layers[t->layer];
+    size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
+    monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
+    monet__back_linear(t, layer->w[MONET__T_ROUTER1], t->moe.dgates, 2 * HN);
+    monet__back_linear(t, layer->w[MONET__T_ROUTER2], t->moe.dgates + HN, 2 * HN);
+}
+
+/* dx of one token as dy of the experts, in two halves for VD. */
+static void monet__back_dy(void *context, int token, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    monet__moe       *moe = &t->moe;
+    size_t            width = (size_t)moe->width, half = moe->y_stride / 2;
+    monet_real       *y = moe->y + (size_t)token * moe->y_stride;
+    const monet_real *dx = t->dx + (size_t)token * (size_t)moe->C;
+    (void)task;
+    memset(y, 0, moe->y_stride * sizeof *y);
+    memcpy(y, dx, width * sizeof *y);
+    if (!moe->horizontal) memcpy(y + half, dx + width, width * sizeof *y);
+}
+
+static void monet__back_experts(monet_trainer *t)
+{
+    const monet_arch   *a = &t->model->arch;
+    const monet__layer *layer = &t->model->layers[t->layer];
+    monet__moe         *moe = &t->moe;
+    bool                last = (t->layer + 1) % a->moe_groups == 0 || t->layer + 1 == a->n_layers;
+    monet__train_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
+    monet__train_group(t, t->layer);
+    monet__each(&t->team, t->BT, monet__back_zero, t);
+    monet__each(&t->team, t->BT, monet__back_dy, t);
+    if (last)
+        memset(moe->dgates, 0, (size_t)t->BT * 2 * (size_t)moe->H * (size_t)moe->N *
+               sizeof *moe->dgates);
+    for (int axis = 0; axis < 2; ++axis) {
+        moe->du[axis] = monet__grad_of(t, layer->experts.u[axis]);
+        moe->dbias[axis] = monet__grad_of(t, layer->experts.bias[axis]);
+        moe->dv[axis] = monet__grad_of(t, layer->experts.v[axis]);
+        moe->db[axis] = monet__grad_of(t, layer->experts.b[axis]);
+    }
+    moe->dx = t->dsplit;
+    monet__moe_backward(moe, &t->team, &layer->experts, t->split, t->stride, t->BT);
+    if (t->layer % a->moe_groups == 0) monet__back_router(t);
+    monet__back_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
+}
+
+/* All queries of one key/value head of one sequence: item = b * K + head. h is dattention. */
+static void monet__back_attention_head(void *context, int item, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    const monet_arch *a = &t->model->arch;
+    monet__kept      *kept = &t->kept[t->layer];
+    int               A = a->n_heads, K = a->n_kv_heads, b = item / K, shared = A / K;
+    size_t            T = (size_t)t->T, P = (size_t)t->padded, C = (size_t)a->dim;
+    size_t            kv = monet__train_head(t, K, b, item % K), size = (size_t)t->BT * P;
+    monet_real       *dq = t->dheads, *dk = dq + size * (size_t)A + kv;
+    monet_real       *dv = dq + size * (size_t)(A + K) + kv, *scores = t->scores;
+    scores += (size_t)task * 2 * T;
+    memset(dk, 0, T * P * sizeof *dk);
+    memset(dv, 0, T * P * sizeof *dv);
+    for (int head = item % K * shared; head < (item % K + 1) * shared; ++head) {
+        size_t      at = monet__train_head(t, A, b, head);
+        memset(dq + at, 0, T * P * sizeof *dq);
+        for (size_t pos = 0; pos < T; ++pos)
+            monet__attention_backward(dq + at + pos * P, dk, dv, scores,
+                                      t->h + ((size_t)b * T + pos) * C +
+                                      (size_t)head * (size_t)t->D, kept->q + at + pos * P,
+                                      kept->k + kv, kept->v + kv, (int)pos + 1, t->padded, t->D);
+    }
+}
+
+/* Gradients of the heads of one token become rows of wide, rope turned back. */
+static void monet__back_heads(void *context, int token, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    const monet_arch *a = &t->model->arch;
+    int               D = t->D, b = token / t->T, pos = token % t->T, before = 0;
+    size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
+    (void)task;
+    for (size_t part = 0; part < 3; ++part) {
+        int         heads = part ? a->n_kv_heads : a->n_heads;
+        monet_real *to = t->wide + ((size_t)token * 3 + part) * C;
+        for (int head = 0; head < heads; ++head, to += D) {
+            monet_real *from = t->dheads + (size_t)before * (size_t)t->BT * (size_t)t->padded +
+                               monet__train_head(t, heads, b, head) +
+                               (size_t)pos * (size_t)t->padded;
+            if (part < 2) monet__rope_backward(from, t->cosine + angle, t->sine + angle, D);
+            memcpy(to, from, (size_t)D * sizeof *to);
+        }
+        before += heads;
+    }
+}
+
+static void monet__back_attention(monet_trainer *t)
+{
+    const monet_arch   *a = &t->model->arch;
+    const monet__layer *layer = &t->model->layers[t->layer];
+    monet__kept        *kept = &t->kept[t->layer];
+    size_t              C = (size_t)a->dim;
+    monet__train_split(t, kept->attention);
+    monet__each(&t->team, t->BT, monet__back_zero, t);
+    monet__back_linear(t, layer->w[MONET__T_O], t->dx, C);
+    monet__each(&t->team, t->BT, monet__back_natural, t);
+    monet__each(&t->team, t->B * a->n_kv_heads, monet__back_attention_head, t);
+    monet__each(&t->team, t->BT, monet__back_heads, t);
+    monet__train_norm(t, kept->x, layer->w[MONET__T_NORM1]);
+    monet__each(&t->team, t->BT, monet__back_zero, t);
+    monet__back_linear(t, layer->w[MONET__T_Q], t->wide, 3 * C);
+    monet__back_linear(t, layer->w[MONET__T_K], t->wide + C, 3 * C);
+    monet__back_linear(t, layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
+    monet__back_norm(t, kept->x, layer->w[MONET__T_NORM1]);
+}
+
+/* Rows of embed_tokens, a group of columns: tokens in order. */
+static void monet__back_embed(void *context, int group, int task)
+{
+    monet_trainer      *t = (monet_trainer *)context;
+    const monet_tensor *w = t->model->embed;
+    monet_real         *grad = monet__grad_of(t, w);
+    size_t              C = (size_t)w->shape[1], from = (size_t)group * MONET__GROUP;
+    size_t              n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
+    (void)task;
+    for (int token = 0; token < t->BT; ++token) {
+        monet_real       *out = grad + monet_tensor_place(w, t->tokens[token], (int64_t)from);
+        const monet_real *dx = t->dx + (size_t)token * C + from;
+        for (size_t c = 0; c < n; ++c) out[monet__split(c)] += dx[c];
+    }
+}
+
+MONET_API monet_result monet_trainer_backward(monet_trainer *trainer)
+{
+    monet_trainer *t = trainer;
+    fenv_t         own;
+    if (!t) return MONET_ERROR_ARGUMENT;
+    if (!t->forwarded)
+        return monet__fail(&t->error, MONET_ERROR_STATE, "backward without a forward before");
+    t->forwarded = false;
+    t->pending = true;
+    t->scored += t->pass_scored;
+    if (t->bad) return MONET_OK; /* the update will be skipped */
+    monet__mode_begin(&own);
+    monet__back_logits(t);
+    for (t->layer = t->model->arch.n_layers - 1; t->layer >= 0; --t->layer) {
+        monet__back_experts(t);
+        monet__back_attention(t);
+    }
+    if (monet__grad_of(t, t->model->embed))
+        monet__each(&t->team, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
+                    monet__back_embed, t);
+    monet__mode_end(&own);
+    return MONET_OK;
+}
+
+/* ---- training: update ------------------------------------------------------------------------
+   w *= 1 - rate*decay; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g;
+   w -= rate/(1-b1^t) * m / (sqrt(v/(1-b2^t)) + eps). Only matrices decay. A half-expert that nobody
+   used has gradient zero; its moments and weights decay all the same.                            */
+static void monet__train_squares(void *context, int block, int task)
+{
+    monet_trainer    *t = (monet_trainer *)context;
+    uint64_t          from = (uint64_t)block * MONET__BLOCK, n = t->n - from;
+    const monet_real *g = t->grads + from;
+    double            lanes[8] = {0}, sum = 0;
+    (void)task;
+    if (n > MONET__BLOCK) n = MONET__BLOCK;
+    for (; n; n -= 8, g += 8) /* n is a multiple of 8: tensors begin at 64 bytes */
+        for (int l = 0; l < 8; ++l) lanes[l] += (double)g[l] * (double)g[l];
+    for (int l = 0; l < 8; ++l) sum += lanes[l];
+    t->squares[block] = sum;
+}
+
+static void monet__adamw(const monet_trainer *t, uint64_t from, uint64_t end, bool decays)
+{
+    const monet_trainer_config *c = &t->config;
+    monet_real b1 = (monet_real)c->beta1, b2 = (monet_real)c->beta2, eps = (monet_real)c->eps;
+    monet_real keep = decays ? (monet_real)(1 - t->rate * (double)c->weight_decay) : 1;
+    monet_real scale = (monet_real)t->scale, rate = (monet_real)(t->rate / t->correction1);
+    monet_real root = (monet_real)sqrt(t->correction2);
+    for (uint64_t k = from; k < end; ++k) {
+        monet_real g = t->grads[k] * scale;
+        monet_real m = b1 * t->moment1[k] + (1 - b1) * g, v = b2 * t->moment2[k] + (1 - b2) * g * g;
+        t->moment1[k] = m;
+        t->moment2[k] = v;
+        t->weights[k] = t->weights[k] * keep - rate * m / (monet__sqrt(v) / root + eps);
+    }
+}
+
+/* One block of numbers; a tensor's share of it at a time. */
+static void monet__train_update(void *context, int block, int task)
+{
+    monet_trainer      *t = (monet_trainer *)context;
+    const monet_tensor *tensors = t->model->tensors;
+    uint64_t            from = (uint64_t)block * MONET__BLOCK, end = from + MONET__BLOCK;
+    size_t              low = 0, high = t->model->n_tensors;
+    (void)task;
+    if (end > t->n) end = t->n;
+    while (high - low > 1) { /* the last tensor that begins at or before the block */
+        size_t middle = (low + high) / 2;
+        if (tensors[middle].offset / sizeof(monet_real) <= from) low = middle;
+        else high = middle;
+    }
+    for (; low < t->model->n_tensors; ++low) {
+        uint64_t begin = tensors[low].offset / sizeof(monet_real);
+        uint64_t stop = begin + tensors[low].size / sizeof(monet_real);
+        if (begin >= end) break;
+        if (!t->frozen[low])
+            monet__adamw(t, begin > from ? begin : from, stop < end ? stop : end,
+                         tensors[low].n_dims == 2 && tensors[low].layout != MONET_ROWS);
+    }
+    memset(t->grads + from, 0, (size_t)(end - from) * sizeof *t->grads);
+}
+
+MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
+                                            monet_update *update)
+{
+    monet_trainer *t = trainer;
+    int            blocks;
+    double         sums[2], norm = 0, least;
+    bool           skipped;
+    fenv_t         own;
+    if (!t) return MONET_ERROR_ARGUMENT;
+    if (!(rate >= 0 && rate <= 1e6f))
+        return monet__fail(&t->error, MONET_ERROR_ARGUMENT, "learning rate is %s",
+                           monet__off(rate, 1e6f));
+    if (!t->pending)
+        return monet__fail(&t->error, MONET_ERROR_STATE, "update without a backward before");
+    monet__mode_begin(&own);
+    sums[0] = t->scored, sums[1] = t->bad;
+    monet__train_reduce(t, sums, 2);
+    blocks = (int)((t->n + MONET__BLOCK - 1) / MONET__BLOCK);
+    monet__each(&t->team, blocks, monet__train_squares, t);
+    for (int k = 0; k < blocks; ++k) norm += t->squares[k];
+    norm = sqrt(norm) / (sums[0] > 1 ? sums[0] : 1);
+    skipped = sums[1] > 0 || !(norm - norm == 0);
+    if (skipped) {
+        memset(t->grads, 0, (size_t)t->n * sizeof *t->grads);
+        ++t->counts.skipped;
+    } else {
+        least = (double)t->config.grad_clip / (norm + 1e-6);
+        t->scale = (t->config.grad_clip > 0 && least < 1 ? least : 1) / (sums[0] > 1 ? sums[0] : 1);
+        t->rate = (double)rate;
+        ++t->counts.steps;
+        t->correction1 = 1 - pow((double)t->config.beta1, (double)t->counts.steps);
+        t->correction2 = 1 - pow((double)t->config.beta2, (double)t->counts.steps);
+        monet__each(&t->team, blocks, monet__train_update, t);
+    }
+    monet__mode_end(&own);
+    if (update) {
+        update->grad_norm = norm;
+        update->scored = (int64_t)sums[0];
+        update->skipped = skipped;
+    }
+    t->scored = 0;
+    t->pending = t->bad = false;
+    return MONET_OK;
+}
+
+/* ---- training: what a host sees -------------------------------------------------------------- */
+MONET_API const monet_error *monet_trainer_error(const monet_trainer *trainer)
+{
+    static const monet_error none = {"trainer is NULL", MONET_ERROR_ARGUMENT};
+    return trainer ? &trainer->error : &none;
+}
+
+MONET_API monet_result monet_trainer_counts(const monet_trainer *trainer, monet_counts *out)
+{
+    if (!trainer || !out) return MONET_ERROR_ARGUMENT;
+    *out = trainer->counts;
+    return MONET_OK;
+}
+
+MONET_API const monet_model *monet_trainer_model(const monet_trainer *trainer)
+{
+    return trainer ? trainer->model : NULL;
+}
+
+MONET_API monet_real *monet_trainer_grads(monet_trainer *trainer, size_t *count)
+{
+    if (count) *count = trainer ? (size_t)trainer->n : 0;
+    return trainer ? trainer->grads : NULL;
+}
+
+MONET_API monet_result monet_trainer_grad(const monet_trainer *trainer, const char *name,
+                                          monet_tensor *out)
+{
+    const monet_tensor *w = trainer ? monet_model_find_tensor(trainer->model, name) : NULL;
+    if (!w || !out) return MONET_ERROR_ARGUMENT;
+    *out = *w;
+    out->data = trainer->grads + w->offset / sizeof(monet_real);
+    return MONET_OK;
+}
+
+MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *size)
+{
+    if (size) *size = trainer ? (size_t)trainer->user_size : 0;
+    return trainer ? trainer->user : NULL;
+}
+
+MONET_API float monet_rate_constant(int64_t step, int64_t warmup, float rate)
+{
+    return step < warmup ? (float)((double)rate * (double)(step + 1) / (double)warmup) : rate;
+}
+
+MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, float rate,
+                                  float least)
+{
+    double part;
+    if (step < warmup) return monet_rate_constant(step, warmup, rate);
+    if (step >= total || total <= warmup) return least;
+    part = (double)(step - warmup) / (double)(total - warmup);
+    return (float)((double)least + ((double)rate - (double)least) * 0.5 *
+                   (1 + cos(3.14159265358979324 * part)));
+}
+
+/* ---- training: files -------------------------------------------------------------------------
+   Section 6, state: u64 steps, skipped, batches, then the caller's bytes. Section 7, moments: both
+   blocks as they are in memory, each as large as the data section.                               */
+#ifndef MONET_NO_STDIO
+#define MONET__STATE 24
+
+static monet_result monet__trainer_write(const monet_trainer *t, const char *path,
+                                         const uint8_t *state, uint64_t state_size,
+                                         monet_error *err)
+{
+    monet_writer_config c;
+    monet__span         raw[MONET__S_COUNT];
+    monet_writer       *w = NULL;
+    const monet_model  *model = t->model;
+    uint64_t            bytes = t->n * sizeof(monet_real);
+    monet_result        result;
+    memset(&c, 0, sizeof c);
+    memcpy(raw, model->sections, sizeof raw);
+    c.host = t->team.host;
+    c.arch = &model->arch;
+    c.tensors = model->tensors;
+    c.n_tensors = model->n_tensors;
+    raw[MONET__S_STATE].data = state;
+    raw[MONET__S_STATE].size = state_size;
+    raw[MONET__S_MOMENTS].data = state; /* only says that there are some */
+    raw[MONET__S_MOMENTS].size = 2 * bytes;
+    result = monet__writer_new(path, &c, raw, &w, err);
+    for (size_t k = 0; result == MONET_OK && k < model->n_tensors; ++k)
+        if (!monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) ||
+            !monet__writer_next(w))
+            result = monet__io_fail(err, "write", w->temp);
+    if (result == MONET_OK && (!monet__writer_put(w, t->moment1, (size_t)bytes) ||
+                               !monet__writer_put(w, t->moment2, (size_t)bytes)))
+        result = monet__io_fail(err, "write", w->temp);
+    if (result == MONET_OK) {
+        w->moments_hash = monet__hash_end(&w->hash);
+        result = monet_writer_finish(w, err);
+    }
+    monet_writer_free(w);
+    return result;
+}
+
+MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const char *path,
+                                          const void *user, size_t user_size, monet_error *err)
+{
+    const monet_trainer *t = trainer;
+    monet_result         result;
+    monet__sink          sink;
+    uint64_t             size = MONET__STATE + (uint64_t)user_size;
+    if (!t || !path || (!user && user_size) || user_size > INT32_MAX)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer save: NULL, or more than 2^31 bytes "
+                           "of the caller");
+    if (sizeof(monet_real) != sizeof(float))
+        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
+    if (t->pending)
+        return monet__fail(err, MONET_ERROR_STATE, "save between backward and update: gradients "
+                           "would be lost");
+    sink.p = (uint8_t *)monet__alloc(&t->team.host, size), sink.n = 0;
+    if (!sink.p) return monet__no_memory(err, "training state", size);
+    monet__emit(&sink, (uint64_t)t->counts.steps, 8);
+    monet__emit(&sink, (uint64_t)t->counts.skipped, 8);
+    monet__emit(&sink, (uint64_t)t->counts.batches, 8);
+    monet__emit_bytes(&sink, user, user_size);
+    result = monet__trainer_write(t, path, sink.p, size, err);
+    monet__free(&t->team.host, sink.p, size);
+    return result;
+}
+
+/* State and moments of a checkpoint against the model that it holds. */
+static monet_result monet__trainer_state(const monet_model *model, monet_error *err)
+{
+    const monet__span *state = &model->sections[MONET__S_STATE];
+    const monet__span *moments = &model->sections[MONET__S_MOMENTS];
+    uint64_t           bytes = model->sections[MONET__S_DATA].size;
+    if (!state->data || !moments->data)
+        return monet__fail(err, MONET_ERROR_FORMAT, "no training state: this is not a checkpoint");
+    if (state->size < MONET__STATE)
+        return monet__fail(err, MONET_ERROR_FORMAT, "state section is %U bytes, needs %d",
+                           state->size, MONET__STATE);
+    for (int k = 0; k < 3; ++k)
+        if (monet__u64(state->data + 8 * k) > INT64_MAX / 2)
+            return monet__fail(err, MONET_ERROR_FORMAT, "state: count %d is %U", k,
+                               monet__u64(state->data + 8 * k));
+    for (size_t k = 0; k < model->n_tensors; ++k)
+        if (model->tensors[k].dtype != MONET_F32)
+            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: dtype is %s, a checkpoint has "
+                               "f32", model->tensors[k].name,
+                               monet_dtype_name(model->tensors[k].dtype));
+    if (moments->size != 2 * bytes)
+        return monet__fail(err, MONET_ERROR_FORMAT, "moments section is %U bytes, expected %U",
+                           moments->size, 2 * bytes);
+    for (size_t k = 0; k < 2 * bytes / 4; ++k) {
+        float x = monet__float(monet__u32(moments->data + 4 * k));
+        if (!(x - x == 0) || (k >= bytes / 4 && x < 0))
+            return monet__fail(err, MONET_ERROR_NUMERIC, "moments: number %U is %s", (uint64_t)k,
+                               x < 0 ? "negative" : "not finite");
+    }
+    return MONET_OK;
+}
+
+static monet_result monet__trainer_restore(monet_trainer *t, const monet_model *model,
+                                           monet_error *err)
+{
+    const monet__span *state = &model->sections[MONET__S_STATE];
+    const uint8_t     *moments = model->sections[MONET__S_MOMENTS].data;
+    size_t             bytes = (size_t)t->n * sizeof(monet_real);
+    t->counts.steps = (int64_t)monet__u64(state->data);
+    t->counts.skipped = (int64_t)monet__u64(state->data + 8);
+    t->counts.batches = (int64_t)monet__u64(state->data + 16);
+    memcpy(t->moment1, moments, bytes);
+    memcpy(t->moment2, moments + bytes, bytes);
+    if (state->size == MONET__STATE) return MONET_OK;
+    t->user = monet__alloc(&t->team.host, state->size - MONET__STATE);
+    if (!t->user) return monet__no_memory(err, "training state", state->size);
+    t->user_size = state->size - MONET__STATE;
+    memcpy(t->user, state->data + MONET__STATE, (size_t)t->user_size);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_config *config,
+                                          monet_trainer **out, monet_error *err)
+{
+    monet_trainer_config full;
+    monet_model_config   load;
+    monet_model         *model = NULL;
+    monet_result         result;
+    if (out) *out = NULL;
+    if (!path || !out)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer load: path or out is NULL");
+    result = monet__config(&full, sizeof full, config, err);
+    if (result != MONET_OK) return result;
+    memset(&load, 0, sizeof load);
+    load.verify = true;
+    if (full.host) load.host = *full.host;
+    result = monet_model_load(path, &load, &model, err);
+    if (result != MONET_OK) return result;
+    result = monet__trainer_state(model, err);
+    if (result == MONET_OK) result = monet_trainer_create(model, config, out, err);
+    if (result == MONET_OK) result = monet__trainer_restore(*out, model, err);
+    if (result != MONET_OK) {
+        monet_trainer_free(*out);
+        *out = NULL;
+        monet__name_file(err, path);
+    }
+    monet_model_free(model);
+    return result;
+}
+#undef MONET__STATE
+#endif
+#endif /* MONET_NO_TRAINING */
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
 #undef MONET__ARCH
