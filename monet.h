@@ -439,6 +439,14 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
                                                 monet_piece *pieces, monet_merge *merges,
                                                 int32_t *eos_ids, monet_tokenizer_data *out);
 
+/* Instruction sets that sums are computed with, chosen when an object is made. Results of two of
+   them differ in the last digits. One that the processor lacks gives the best that it has.       */
+typedef enum monet_kernels {
+    MONET_KERNELS_BEST = 0, MONET_KERNELS_SCALAR, MONET_KERNELS_AVX2, MONET_KERNELS_AVX512
+} monet_kernels;
+/* The name of what `kernels` gives here: "scalar", "avx2", "avx512". */
+MONET_API const char *monet_kernels_name(monet_kernels kernels);
+
 /* ---- session ------------------------------------------------------------------- >>session_api
    One sequence: its tokens, KV cache and last logits. It counts positions itself.                */
 typedef struct monet_session monet_session;
@@ -453,6 +461,7 @@ typedef struct monet_session_config {
     const monet_host *host;            /* NULL = that of the model; copied */
     void             *memory;          /* put the session here (aligned to 64 bytes) ... */
     size_t            memory_size;     /* ... instead of allocating; see monet_session_size */
+    monet_kernels     kernels;         /* 0 = the best that this processor has */
 } monet_session_config;
 
 /* Bytes that the session needs, KV cache and all. */
@@ -616,6 +625,7 @@ typedef struct monet_trainer_config {
     int32_t            n_freeze;       /* '*' is any characters: "layers.*.router.*" */
     bool               batch_stats;    /* frozen routers too take, and move, batch statistics */
     const monet_host  *host;           /* NULL = that of the model; copied */
+    monet_kernels      kernels;        /* 0 = the best that this processor has */
     /* For many machines: must replace sums[0..n-1] by their sums over all of them. forward calls it
        twice a router and once at the end, update once.                                           */
     void (*reduce_fn)(void *user, double *sums, size_t n);
@@ -756,6 +766,7 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
+#define MONET__BLOCK_GROUPS 4 /* column groups of a block that stays in cache */
 
 /* ---- memory and errors -------------------------------------------------------------- >>memory
    Sizes are computed with checked arithmetic, an arena is laid out by the code that measures it. */
@@ -1011,6 +1022,11 @@ static monet_real monet__exp(monet_real x)
     p = 1.0f / 24 + r * (1.0f / 120 + r * p);
     p = 1 + r * (1 + r * (0.5f + r * (1.0f / 6 + r * p)));
     return (monet_real)(p * monet__float((uint32_t)((int)n + 127) << 23));
+}
+
+static monet_real monet__sqrt(monet_real x)
+{
+    return sizeof x == sizeof(float) ? (monet_real)sqrtf((float)x) : (monet_real)sqrt((double)x);
 }
 
 /* Little-endian numbers at any address. */
@@ -1286,10 +1302,9 @@ static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dt
     }
 }
 
-/* y[t][0..31] += sum over rows r of s[t][r] * w[r][0..31], rows in order: one column group of a
-   MONET_SUMS panel.                                                                              */
-static void monet__sum_panel(monet_real *const *y, const void *w, monet_dtype dtype, int n_rows,
-                             const monet_real *const *s, int n_tokens)
+/* y[t][0..31] += sum over rows r of s[t][r] * w[r][0..31], rows in order: one column group. */
+static void monet__sum_group(monet_real *const *y, size_t column, const char *w, monet_dtype dtype,
+                             int n_rows, const monet_real *const *s, int n_tokens)
 {
     monet_real rows[2][MONET__GROUP];
     for (int r = 0; r < n_rows; r += 2) {
@@ -1310,10 +1325,39 @@ static void monet__sum_panel(monet_real *const *y, const void *w, monet_dtype dt
         }
         for (int t = 0; t < n_tokens; ++t)
             for (int k = 0; k < pair; ++k) {
-                monet_real scale = s[t][r + k];
-                for (int c = 0; c < MONET__GROUP; ++c) y[t][c] += scale * rows[k][c];
+                monet_real scale = s[t][r + k], *out = y[t] + column;
+                for (int c = 0; c < MONET__GROUP; ++c) out[c] += scale * rows[k][c];
             }
     }
+}
+
+/* y[t][32g..32g+31] += sum over rows r of s[t][r] * panel[g][r][0..31], for a MONET_SUMS panel of
+   which panel_rows are stored (bf16: an even number) and the first n_rows count.                 */
+static void monet__sum_panel(monet_real *const *y, const void *panel, monet_dtype dtype,
+                             int panel_rows, int n_rows, size_t groups,
+                             const monet_real *const *s, int n_tokens)
+{
+    size_t size = (size_t)panel_rows * MONET__GROUP * monet_dtype_size(dtype);
+    for (size_t g = 0; g < groups; ++g)
+        monet__sum_group(y, g * MONET__GROUP, (const char *)panel + g * size, dtype, n_rows, s,
+                         n_tokens);
+}
+
+/* panel[g][r][0..31] += sum over tokens of s[t][r] * x[t][32g..32g+31], tokens in order: the
+   gradient of a panel of native weights.                                                         */
+static void monet__outer_panel(monet_real *panel, int panel_rows, int n_rows, size_t groups,
+                               const monet_real *const *s, const monet_real *const *x,
+                               int n_tokens)
+{
+    for (size_t g = 0; g < groups; ++g)
+        for (int r = 0; r < n_rows; ++r) {
+            monet_real *w = panel + (g * (size_t)panel_rows + (size_t)r) * MONET__GROUP;
+            for (int t = 0; t < n_tokens; ++t) {
+                const monet_real *in = x[t] + g * MONET__GROUP;
+                monet_real        scale = s[t][r];
+                for (int c = 0; c < MONET__GROUP; ++c) w[c] += scale * in[c];
+            }
+        }
 }
 
 /* 16 numbers of any dtype, in order. */
@@ -1342,15 +1386,16 @@ static void monet__axpy(monet_real *y, monet_real scale, const void *row, monet_
     for (size_t k = 0; k < n; ++k) y[k] += scale * monet__get(row, dtype, index + k);
 }
 
-/* Dot product of n numbers, n a multiple of 16: lane l adds elements 16g+l. */
+/* Dot product of n numbers: lane l adds elements 16g+l, the last group may be short. */
 static monet_real monet__dot(const monet_real *a, const void *b, monet_dtype dtype, size_t index,
                              size_t n)
 {
     monet_real lanes[MONET__LANES] = {0}, values[MONET__LANES];
-    for (size_t k = 0; k < n; k += MONET__LANES, a += MONET__LANES) {
-        monet__load16(values, b, dtype, index + k);
+    for (; n >= MONET__LANES; n -= MONET__LANES, a += MONET__LANES, index += MONET__LANES) {
+        monet__load16(values, b, dtype, index);
         for (int l = 0; l < MONET__LANES; ++l) lanes[l] += a[l] * values[l];
     }
+    for (size_t l = 0; l < n; ++l) lanes[l] += a[l] * monet__get(b, dtype, index + l);
     return monet__tree(lanes);
 }
 
@@ -1358,44 +1403,11 @@ static monet_real monet__dot(const monet_real *a, const void *b, monet_dtype dty
 static monet_real monet__sum(const monet_real *x, size_t n)
 {
     monet_real lanes[MONET__LANES] = {0};
-    for (size_t k = 0; k < n; ++k) lanes[k % MONET__LANES] += x[k];
+    for (; n >= MONET__LANES; n -= MONET__LANES, x += MONET__LANES)
+        for (int l = 0; l < MONET__LANES; ++l) lanes[l] += x[l];
+    for (size_t l = 0; l < n; ++l) lanes[l] += x[l];
     return monet__tree(lanes);
 }
-
-#ifndef MONET_NO_TRAINING
-static monet_real monet__sqrt(monet_real x)
-{
-    return sizeof x == sizeof(float) ? (monet_real)sqrtf((float)x) : (monet_real)sqrt((double)x);
-}
-
-/* panel[g][r][0..31] += sum over tokens of s[t][r] * x[t][32g..32g+31], tokens in order: the
-   gradient of a panel of native weights.                                                         */
-static void monet__outer_panel(monet_real *panel, int panel_rows, int n_rows, size_t groups,
-                               const monet_real *const *s, const monet_real *const *x,
-                               int n_tokens)
-{
-    for (size_t g = 0; g < groups; ++g)
-        for (int r = 0; r < n_rows; ++r) {
-            monet_real *w = panel + (g * (size_t)panel_rows + (size_t)r) * MONET__GROUP;
-            monet_real  sum[MONET__GROUP];
-            memcpy(sum, w, sizeof sum);
-            for (int t = 0; t < n_tokens; ++t) {
-                monet_real scale = s[t][r];
-                for (int c = 0; c < MONET__GROUP; ++c)
-                    sum[c] += scale * x[t][g * MONET__GROUP + (size_t)c];
-            }
-            memcpy(w, sum, sizeof sum);
-        }
-}
-
-/* Dot product of any number of elements: lane l adds elements 16g+l. */
-static monet_real monet__dot_tail(const monet_real *a, const monet_real *b, size_t n)
-{
-    monet_real lanes[MONET__LANES] = {0};
-    for (size_t k = 0; k < n; ++k) lanes[k % MONET__LANES] += a[k] * b[k];
-    return monet__tree(lanes);
-}
-#endif
 
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
@@ -1403,6 +1415,702 @@ static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
     size_t k, padded = (size_t)monet__round_up(n, MONET__GROUP);
     for (k = 0; k < n; ++k) out[monet__split(k)] = x[k];
     for (; k < padded; ++k) out[monet__split(k)] = 0;
+}
+
+/* ---- kernels: chosen at run time ------------------------------------------------------ >>simd
+   One table of leaves for each kind of processor; each object takes one table when it is made. All
+   keep the order of sums written above. FMA rounds a product and a sum once, so tables differ in
+   last digits; within one table one token or many, one row or many give the same bits.           */
+typedef struct monet__kernels {
+    const char *name; /* "scalar", "avx2", "avx512" */
+    void (*dot_panel)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
+                      int n_rows, size_t groups, const monet_real *const *x, int n_tokens);
+    void (*sum_panel)(monet_real *const *y, const void *panel, monet_dtype dtype, int panel_rows,
+                      int n_rows, size_t groups, const monet_real *const *s, int n_tokens);
+    void (*outer_panel)(monet_real *panel, int panel_rows, int n_rows, size_t groups,
+                        const monet_real *const *s, const monet_real *const *x, int n_tokens);
+    monet_real (*dot)(const monet_real *a, const void *b, monet_dtype dtype, size_t index,
+                      size_t n);
+    void (*axpy)(monet_real *y, monet_real scale, const void *row, monet_dtype dtype, size_t index,
+                 size_t n);
+    void (*adamw)(monet_real *w, monet_real *m, monet_real *v, monet_real *g, size_t n,
+                  monet_real scale, monet_real beta1, monet_real beta2, monet_real decay,
+                  monet_real rate, monet_real correction2, monet_real eps);
+    monet_real (*softmax)(monet_real *x, size_t n, monet_real scale, monet_real *max);
+    void (*spread)(monet_real *to, size_t stride, const uint16_t *at, const monet_real *p,
+                   size_t n, const monet_real *from, size_t m);
+    void (*gather)(monet_real *to, const uint16_t *at, const monet_real *p, size_t n,
+                   const monet_real *from, size_t stride, size_t m);
+    void (*dots)(monet_real *out, const uint16_t *at, size_t n, const monet_real *x,
+                 const monet_real *from, size_t stride, size_t m);
+} monet__kernels;
+
+/* One step of AdamW; g was the gradient and becomes 0. rate = lr / (1 - beta1^t). */
+static void monet__adam(monet_real *w, monet_real *m, monet_real *v, monet_real *g, size_t n,
+                        monet_real scale, monet_real beta1, monet_real beta2, monet_real decay,
+                        monet_real rate, monet_real correction2, monet_real eps)
+{
+    monet_real unbias = 1 / correction2;
+    for (size_t k = 0; k < n; ++k) {
+        monet_real d = g[k] * scale;
+        m[k] = beta1 * m[k] + (1 - beta1) * d;
+        v[k] = beta2 * v[k] + (1 - beta2) * d * d;
+        w[k] = w[k] * decay - rate * m[k] / (monet__sqrt(v[k] * unbias) + eps);
+        g[k] = 0;
+    }
+}
+
+/* x = e^(scale*x - max), max the largest of scale*x. Returns the sum that x is to be divided by. */
+static monet_real monet__softmax(monet_real *x, size_t n, monet_real scale, monet_real *max)
+{
+    monet_real most = x[0] * scale;
+    for (size_t k = 0; k < n; ++k) {
+        x[k] *= scale;
+        if (x[k] > most) most = x[k];
+    }
+    for (size_t k = 0; k < n; ++k) x[k] = monet__exp(x[k] - most);
+    *max = most;
+    return monet__sum(x, n);
+}
+
+/* A row of P, as a list of n entries p at columns `at`, times rows of m numbers:
+   spread: to[at] += p * from          gather: to += p * from[at]          dots: out += x . from[at]
+*/
+static void monet__spread(monet_real *to, size_t stride, const uint16_t *at, const monet_real *p,
+                          size_t n, const monet_real *from, size_t m)
+{
+    for (size_t k = 0; k < n; ++k)
+        for (size_t q = 0; q < m; ++q) to[at[k] * stride + q] += p[k] * from[q];
+}
+
+static void monet__gather(monet_real *to, const uint16_t *at, const monet_real *p, size_t n,
+                          const monet_real *from, size_t stride, size_t m)
+{
+    for (size_t k = 0; k < n; ++k)
+        for (size_t q = 0; q < m; ++q) to[q] += p[k] * from[at[k] * stride + q];
+}
+
+static void monet__dots(monet_real *out, const uint16_t *at, size_t n, const monet_real *x,
+                        const monet_real *from, size_t stride, size_t m)
+{
+    for (size_t k = 0; k < n; ++k)
+        for (size_t q = 0; q < m; ++q) out[k] += x[q] * from[at[k] * stride + q];
+}
+
+static const monet__kernels monet__scalar = {
+    "scalar", monet__dot_panel, monet__sum_panel, monet__outer_panel, monet__dot, monet__axpy,
+    monet__adam, monet__softmax, monet__spread, monet__gather, monet__dots};
+
+#if !defined(MONET_NO_SIMD) && (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+#define MONET__INLINE static inline __attribute__((always_inline))
+#define MONET__AVX2 __attribute__((target("avx2,fma,f16c")))
+#define MONET__AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+/* Before each loop over vectors: gcc keeps an array in registers if all such loops vanish. */
+#define MONET__UNROLL _Pragma("GCC unroll 24")
+
+/* Bytes of a row of a group. */
+MONET__INLINE size_t monet__row_size(monet_dtype dtype) { return dtype == MONET_F32 ? 128 : 64; }
+
+/* Sums of V rows and outer products are one thing, a blend: to each target, vectors are added in
+   order, each times a number. Targets are the y of tokens and vectors rows of V; or targets are
+   rows of a gradient and vectors the x of tokens.                                                */
+typedef struct monet__blend {
+    monet_real *const       *y;      /* targets */
+    size_t                   y_step; /* from a column group of a target to the next */
+    const char              *w;      /* vectors: rows of V, w_step bytes between groups, */
+    size_t                   w_step;
+    const monet_real *const *x;      /* or tokens */
+    const monet_real *const *s;      /* s[target][row], or s[token][first + target] */
+    int                      first, count;
+} monet__blend;
+
+static monet__blend monet__blend_sum(monet_real *const *y, const void *panel, monet_dtype dtype,
+                                     int panel_rows, int n_rows, const monet_real *const *s)
+{
+    int          rows = dtype == MONET_BF16 ? (panel_rows + 1) / 2 * 2 : panel_rows;
+    monet__blend blend;
+    blend.y = y, blend.y_step = MONET__GROUP;
+    blend.w = (const char *)panel, blend.w_step = (size_t)rows * monet__row_size(dtype);
+    blend.x = NULL, blend.s = s;
+    blend.first = 0, blend.count = n_rows;
+    return blend;
+}
+
+/* n rows of a gradient from `first` on. */
+static monet__blend monet__blend_outer(monet_real **rows, int n, monet_real *panel, int panel_rows,
+                                   int first, const monet_real *const *s,
+                                   const monet_real *const *x, int n_tokens)
+{
+    monet__blend blend;
+    for (int r = 0; r < n; ++r) rows[r] = panel + (first + r) * MONET__GROUP;
+    blend.y = rows, blend.y_step = (size_t)panel_rows * MONET__GROUP;
+    blend.w = NULL, blend.w_step = 0;
+    blend.x = x, blend.s = s;
+    blend.first = first, blend.count = n_tokens;
+    return blend;
+}
+
+/* ---- kernels: AVX2 ---------------------------------------------------------------------------
+   16 registers: 12 sums, the vectors they are made from, one more. Lanes are two halves of 8.    */
+MONET__INLINE MONET__AVX2 __m256 monet__load_256(const void *p)
+{
+    return _mm256_loadu_ps((const float *)p);
+}
+
+/* 8 weights of a row: of the evens or odds of a group, half 0 or 1. */
+MONET__INLINE MONET__AVX2 __m256 monet__weights_256(const char *w, monet_dtype dtype, int odd,
+                                                    int half)
+{
+    const void *p = w + (dtype == MONET_F16 ? 32 * odd + 16 * half : 32 * half);
+    __m256i     pairs;
+    if (dtype == MONET_F32) return monet__load_256(w + 64 * odd + 32 * half);
+    if (dtype == MONET_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    pairs = _mm256_loadu_si256((const __m256i *)p);
+    return _mm256_castsi256_ps(odd ? _mm256_and_si256(pairs, _mm256_set1_epi32(-65536))
+                                   : _mm256_slli_epi32(pairs, 16));
+}
+
+MONET__INLINE MONET__AVX2 monet_real monet__tree_256(__m256 low, __m256 high)
+{
+    __m256 sum = _mm256_add_ps(low, high);
+    __m128 v = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    return (monet_real)_mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+}
+
+/* R rows, of which `rows` count, times T tokens. */
+MONET__INLINE MONET__AVX2 void monet__dot_tile_256(monet_real *const *out, int at, const char *w,
+                                                   monet_dtype dtype, size_t stride, int rows,
+                                                   size_t groups, const monet_real *const *x,
+                                                   int R, int T)
+{
+    size_t next = rows > 1 ? monet__row_size(dtype) : 0;
+    __m256 sum[12], v[4];
+    MONET__UNROLL for (int k = 0; k < 12; ++k) sum[k] = _mm256_setzero_ps();
+    for (size_t column = 0; groups--; w += stride, column += MONET__GROUP)
+        MONET__UNROLL for (int part = 0; part < 4; ++part) { /* evens, odds; lower, upper half */
+            int half = part % 2;
+            MONET__UNROLL for (int r = 0; r < R; ++r)
+                v[r] = monet__weights_256(w + (size_t)r * next, dtype, part / 2, half);
+            MONET__UNROLL for (int t = 0; t < T; ++t) {
+                __m256 f = monet__load_256(x[t] + column + 8 * part);
+                MONET__UNROLL for (int r = 0; r < R; ++r) {
+                    int k = (t * R + r) * 2 + half;
+                    sum[k] = _mm256_fmadd_ps(v[r], f, sum[k]);
+                }
+            }
+        }
+    MONET__UNROLL for (int k = 0; k < R * T; ++k)
+        if (k % R < rows)
+            out[k / R][at + k % R] = monet__tree_256(sum[2 * k], sum[2 * k + 1]);
+}
+
+MONET__INLINE MONET__AVX2 void monet__dot_any_256(monet_real *const *out, const char *w,
+                                                  monet_dtype dtype, int panel_rows, int n_rows,
+                                                  size_t groups, const monet_real *const *x, int n)
+{
+    size_t size = monet__row_size(dtype), stride = (size_t)panel_rows * size;
+    for (int T; n > 0; n -= T, out += T, x += T) {
+        T = n < 3 ? n : 3;
+        for (int r = 0, rows; r < n_rows; r += rows) {
+            const char *p = w + (size_t)r * size;
+            rows = n_rows - r < 2 ? 1 : T == 1 && n_rows - r >= 4 ? 4 : 2;
+            if (rows == 4) monet__dot_tile_256(out, r, p, dtype, stride, 4, groups, x, 4, 1);
+            else if (T == 1) monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 1);
+            else if (T == 2) monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 2);
+            else monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 3);
+        }
+    }
+}
+
+static MONET__AVX2 void monet__dot_panel_256(monet_real *const *out, const void *panel,
+                                             monet_dtype dtype, int panel_rows, int n_rows,
+                                             size_t groups, const monet_real *const *x,
+                                             int n_tokens)
+{
+    const char *w = (const char *)panel;
+    if (dtype == MONET_F32)
+        monet__dot_any_256(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
+    else if (dtype == MONET_BF16)
+        monet__dot_any_256(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
+    else monet__dot_any_256(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
+}
+
+/* 16 columns (half a group) of T targets. */
+MONET__INLINE MONET__AVX2 void monet__blend_tile_256(const monet__blend *blend, monet_dtype dtype,
+                                                   bool outer, size_t g, int side, int target,
+                                                   int T)
+{
+    size_t      column = g * MONET__GROUP + (size_t)side * MONET__LANES;
+    size_t      at = g * blend->y_step + (size_t)side * MONET__LANES;
+    const char *w = outer ? NULL : blend->w + g * blend->w_step;
+    __m256      sum[12], v[2];
+    MONET__UNROLL for (int k = 0; k < 2 * T; ++k)
+        sum[k] = monet__load_256(blend->y[target + k / 2] + at + 8 * (k % 2));
+    for (int i = 0; i < blend->count; i += 2)
+        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) { /* bf16 keeps rows in pairs */
+            int row = i + odd;
+            if (row >= blend->count) break;
+            MONET__UNROLL for (int k = 0; k < 2; ++k)
+                v[k] = outer ? monet__load_256(blend->x[row] + column + 8 * k)
+                     : dtype == MONET_BF16
+                         ? monet__weights_256(w + i * 64 + 64 * side, dtype, odd, k)
+                         : monet__weights_256(w + (size_t)row * monet__row_size(dtype), dtype,
+                                              side, k);
+            MONET__UNROLL for (int t = 0; t < T; ++t) {
+                monet_real s = outer ? blend->s[row][blend->first + target + t]
+                                     : blend->s[target + t][row];
+                sum[2 * t] = _mm256_fmadd_ps(v[0], _mm256_set1_ps((float)s), sum[2 * t]);
+                sum[2 * t + 1] = _mm256_fmadd_ps(v[1], _mm256_set1_ps((float)s), sum[2 * t + 1]);
+            }
+        }
+    MONET__UNROLL for (int k = 0; k < 2 * T; ++k)
+        _mm256_storeu_ps((float *)(void *)(blend->y[target + k / 2] + at + 8 * (k % 2)), sum[k]);
+}
+
+MONET__INLINE MONET__AVX2 void monet__blend_256(const monet__blend *blend, monet_dtype dtype,
+                                                bool outer, size_t groups, int n)
+{
+    for (size_t g = 0; g < groups; ++g)
+        for (int side = 0; side < 2; ++side)
+            for (int t = 0, T; t < n; t += T) {
+                T = n - t >= 6 ? 6 : n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
+                if (T == 6) monet__blend_tile_256(blend, dtype, outer, g, side, t, 6);
+                else if (T == 4) monet__blend_tile_256(blend, dtype, outer, g, side, t, 4);
+                else if (T == 2) monet__blend_tile_256(blend, dtype, outer, g, side, t, 2);
+                else monet__blend_tile_256(blend, dtype, outer, g, side, t, 1);
+            }
+}
+
+static MONET__AVX2 void monet__sum_panel_256(monet_real *const *y, const void *panel,
+                                             monet_dtype dtype, int panel_rows, int n_rows,
+                                             size_t groups, const monet_real *const *s,
+                                             int n_tokens)
+{
+    monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
+    if (dtype == MONET_F32) monet__blend_256(&blend, MONET_F32, false, groups, n_tokens);
+    else if (dtype == MONET_BF16) monet__blend_256(&blend, MONET_BF16, false, groups, n_tokens);
+    else monet__blend_256(&blend, MONET_F16, false, groups, n_tokens);
+}
+
+static MONET__AVX2 void monet__outer_panel_256(monet_real *panel, int panel_rows, int n_rows,
+                                               size_t groups, const monet_real *const *s,
+                                               const monet_real *const *x, int n_tokens)
+{
+    monet_real *rows[MONET__ROWS];
+    for (int r = 0, n; r < n_rows; r += n) {
+        monet__blend blend;
+        n = n_rows - r < MONET__ROWS ? n_rows - r : MONET__ROWS;
+        blend = monet__blend_outer(rows, n, panel, panel_rows, r, s, x, n_tokens);
+        monet__blend_256(&blend, MONET_F32, true, groups, n);
+    }
+}
+
+/* ---- kernels: element by element -------------------------------------------------------------
+   Bound by memory, so AVX2 does for both.                                                        */
+/* The first n of 8 numbers in order, zeros after them. */
+MONET__INLINE MONET__AVX2 __m256i monet__mask_256(size_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+MONET__INLINE MONET__AVX2 __m256 monet__load_n(const void *p, size_t n)
+{
+    if (n >= 8) return monet__load_256(p);
+    if (n == 4) return _mm256_insertf128_ps(_mm256_setzero_ps(), _mm_loadu_ps((const float *)p), 0);
+    return _mm256_maskload_ps((const float *)p, monet__mask_256(n));
+}
+
+MONET__INLINE MONET__AVX2 void monet__store_n(void *p, __m256 v, size_t n)
+{
+    if (n >= 8) _mm256_storeu_ps((float *)p, v);
+    else if (n == 4) _mm_storeu_ps((float *)p, _mm256_castps256_ps128(v));
+    else _mm256_maskstore_ps((float *)p, monet__mask_256(n), v);
+}
+
+/* The same of any dtype. */
+MONET__INLINE MONET__AVX2 __m256 monet__any_n(const void *data, monet_dtype dtype, size_t index,
+                                              size_t n)
+{
+    const char *p = (const char *)data + index * (dtype == MONET_F32 ? 4 : 2);
+    uint16_t    few[8] = {0};
+    __m128i     half;
+    if (dtype == MONET_F32) return monet__load_n(p, n);
+    if (n < 8) memcpy(few, p, 2 * n), p = (const char *)few;
+    half = _mm_loadu_si128((const __m128i *)(const void *)p);
+    if (dtype == MONET_F16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+static MONET__AVX2 monet_real monet__dot_256(const monet_real *a, const void *b, monet_dtype dtype,
+                                             size_t index, size_t n)
+{
+    __m256 low = _mm256_setzero_ps(), high = low;
+    for (size_t k = 0; k < n; k += MONET__LANES) {
+        low = _mm256_fmadd_ps(monet__load_n(a + k, n - k), monet__any_n(b, dtype, index + k, n - k),
+                              low);
+        if (n - k > 8)
+            high = _mm256_fmadd_ps(monet__load_n(a + k + 8, n - k - 8),
+                                   monet__any_n(b, dtype, index + k + 8, n - k - 8), high);
+    }
+    return monet__tree_256(low, high);
+}
+
+static MONET__AVX2 void monet__axpy_256(monet_real *y, monet_real scale, const void *row,
+                                        monet_dtype dtype, size_t index, size_t n)
+{
+    __m256 s = _mm256_set1_ps((float)scale);
+    for (size_t k = 0; k < n; k += 8) {
+        __m256 v = monet__any_n(row, dtype, index + k, n - k);
+        monet__store_n(y + k, _mm256_fmadd_ps(s, v, monet__load_n(y + k, n - k)), n - k);
+    }
+}
+
+static MONET__AVX2 void monet__adamw_256(monet_real *w, monet_real *m, monet_real *v,
+                                         monet_real *g, size_t n, monet_real scale,
+                                         monet_real beta1, monet_real beta2, monet_real decay,
+                                         monet_real rate, monet_real correction2, monet_real eps)
+{
+    __m256 b1 = _mm256_set1_ps((float)beta1), c1 = _mm256_set1_ps((float)(1 - beta1));
+    __m256 b2 = _mm256_set1_ps((float)beta2), c2 = _mm256_set1_ps((float)(1 - beta2));
+    __m256 unbias = _mm256_set1_ps((float)(1 / correction2)), e = _mm256_set1_ps((float)eps);
+    for (size_t k = 0; k < n; k += 8) {
+        size_t left = n - k;
+        __m256 d = _mm256_mul_ps(monet__load_n(g + k, left), _mm256_set1_ps((float)scale));
+        __m256 mean = _mm256_mul_ps(b1, monet__load_n(m + k, left));
+        __m256 square = _mm256_mul_ps(b2, monet__load_n(v + k, left)), root, step;
+        mean = _mm256_fmadd_ps(c1, d, mean);
+        square = _mm256_fmadd_ps(_mm256_mul_ps(c2, d), d, square);
+        root = _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(square, unbias)), e);
+        step = _mm256_div_ps(_mm256_mul_ps(_mm256_set1_ps((float)rate), mean), root);
+        d = _mm256_mul_ps(_mm256_set1_ps((float)decay), monet__load_n(w + k, left));
+        monet__store_n(w + k, _mm256_sub_ps(d, step), left);
+        monet__store_n(m + k, mean, left);
+        monet__store_n(v + k, square, left);
+        monet__store_n(g + k, _mm256_setzero_ps(), left);
+    }
+}
+
+/* monet__exp, 8 at a time. */
+MONET__INLINE MONET__AVX2 __m256 monet__exp_256(__m256 v)
+{
+    __m256  one = _mm256_set1_ps(1), low = _mm256_set1_ps(-87.3f), high = _mm256_set1_ps(88.3f);
+    __m256  e = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), 8), r, p;
+    __m256i power;
+    r = _mm256_fnmadd_ps(e, _mm256_set1_ps(0.693359375f), v);
+    r = _mm256_fnmadd_ps(e, _mm256_set1_ps(-2.12194440e-4f), r);
+    p = _mm256_fmadd_ps(r, _mm256_set1_ps(1.0f / 5040), _mm256_set1_ps(1.0f / 720));
+    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 120));
+    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 24));
+    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 6));
+    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(0.5f));
+    p = _mm256_fmadd_ps(r, _mm256_fmadd_ps(r, p, one), one);
+    power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(e), _mm256_set1_epi32(127)), 23);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    p = _mm256_blendv_ps(p, _mm256_setzero_ps(), _mm256_cmp_ps(v, low, _CMP_LE_OQ));
+    p = _mm256_blendv_ps(p, _mm256_set1_ps((float)HUGE_VAL), _mm256_cmp_ps(v, high, _CMP_GT_OQ));
+    return _mm256_blendv_ps(p, v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); /* NaN */
+}
+
+static MONET__AVX2 monet_real monet__softmax_256(monet_real *x, size_t n, monet_real scale,
+                                                 monet_real *max)
+{
+    __m256 sums[2], by = _mm256_set1_ps((float)scale), most = _mm256_set1_ps((float)(x[0] * scale));
+    float  lanes[8];
+    for (size_t k = 0; k < n; k += 8) {
+        __m256 v = _mm256_mul_ps(monet__load_n(x + k, n - k), by);
+        if (n - k < 8) /* what is beyond the end must not be the largest */
+            v = _mm256_blendv_ps(most, v, _mm256_castsi256_ps(monet__mask_256(n - k)));
+        monet__store_n(x + k, v, n - k);
+        most = _mm256_max_ps(v, most); /* NaN in v: most stays; the sum becomes NaN */
+    }
+    _mm256_storeu_ps(lanes, most);
+    for (int l = 1; l < 8; ++l)
+        if (lanes[l] > lanes[0]) lanes[0] = lanes[l];
+    most = _mm256_set1_ps(lanes[0]);
+    sums[0] = sums[1] = _mm256_setzero_ps();
+    for (size_t k = 0; k < n; k += 8) {
+        __m256 v = monet__exp_256(_mm256_sub_ps(monet__load_n(x + k, n - k), most));
+        if (n - k < 8) v = _mm256_and_ps(v, _mm256_castsi256_ps(monet__mask_256(n - k)));
+        monet__store_n(x + k, v, n - k);
+        sums[k / 8 % 2] = _mm256_add_ps(sums[k / 8 % 2], v);
+    }
+    *max = (monet_real)lanes[0];
+    return monet__tree_256(sums[0], sums[1]);
+}
+
+/* ---- kernels: a row of P --------------------------------------------------------------------- */
+static MONET__AVX2 void monet__spread_256(monet_real *to, size_t stride, const uint16_t *at,
+                                          const monet_real *p, size_t n, const monet_real *from,
+                                          size_t m)
+{
+    for (size_t q = 0; q < m; q += 8) {
+        __m256 v = monet__load_n(from + q, m - q);
+        for (size_t k = 0; k < n; ++k) {
+            monet_real *y = to + at[k] * stride + q;
+            __m256      sum = _mm256_fmadd_ps(_mm256_set1_ps((float)p[k]), v,
+                                              monet__load_n(y, m - q));
+            monet__store_n(y, sum, m - q);
+        }
+    }
+}
+
+static MONET__AVX2 void monet__gather_256(monet_real *to, const uint16_t *at, const monet_real *p,
+                                          size_t n, const monet_real *from, size_t stride,
+                                          size_t m)
+{
+    for (size_t q = 0; q < m; q += 8) {
+        __m256 sum = monet__load_n(to + q, m - q);
+        for (size_t k = 0; k < n; ++k)
+            sum = _mm256_fmadd_ps(_mm256_set1_ps((float)p[k]),
+                                  monet__load_n(from + at[k] * stride + q, m - q), sum);
+        monet__store_n(to + q, sum, m - q);
+    }
+}
+
+static MONET__AVX2 void monet__dots_256(monet_real *out, const uint16_t *at, size_t n,
+                                        const monet_real *x, const monet_real *from, size_t stride,
+                                        size_t m)
+{
+    __m256 zero = _mm256_setzero_ps();
+    for (size_t q = 0; q < m; q += 8) {
+        __m256 v = monet__load_n(x + q, m - q);
+        for (size_t k = 0; k < n; ++k)
+            out[k] += monet__tree_256(_mm256_mul_ps(v, monet__load_n(from + at[k] * stride + q,
+                                                                     m - q)), zero);
+    }
+}
+
+/* ---- kernels: AVX-512 ------------------------------------------------------------------------
+   32 registers: 24 sums, the vectors they are made from.                                         */
+/* 16 weights of a row: the evens or the odds of a group. */
+MONET__INLINE MONET__AVX512 __m512 monet__weights_512(const char *w, monet_dtype dtype, int odd)
+{
+    const void *p = w + (dtype == MONET_F16 ? 32 * odd : 0);
+    __m512i     pairs;
+    if (dtype == MONET_F32) return _mm512_loadu_ps(w + 64 * odd);
+    if (dtype == MONET_F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    pairs = _mm512_loadu_si512(p);
+    return _mm512_castsi512_ps(odd ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
+                                   : _mm512_slli_epi32(pairs, 16));
+}
+
+/* One level of 4 trees: lanes of a plus other lanes of a, then the same of b. */
+#define MONET__FOLD(shuffle, a, b, one, other)                                                     \
+    _mm512_add_ps(shuffle(a, b, one), shuffle(a, b, other))
+
+/* The trees of 16 sums at once; the result in order. */
+MONET__INLINE MONET__AVX512 __m512 monet__trees_512(const __m512 *sum)
+{
+    __m512 v[8], u[4];
+    MONET__UNROLL for (int k = 0; k < 8; ++k) { /* l + l+8 of sums 4k and 4k+4, and so on */
+        int one = k / 4 * 8 + k % 4;
+        v[k] = MONET__FOLD(_mm512_shuffle_f32x4, sum[one], sum[one + 4], 0x44, 0xee);
+    }
+    MONET__UNROLL for (int k = 0; k < 4; ++k)
+        u[k] = MONET__FOLD(_mm512_shuffle_f32x4, v[k], v[k + 4], 0x88, 0xdd);
+    u[0] = MONET__FOLD(_mm512_shuffle_ps, u[0], u[1], 0x44, 0xee);
+    u[2] = MONET__FOLD(_mm512_shuffle_ps, u[2], u[3], 0x44, 0xee);
+    return MONET__FOLD(_mm512_shuffle_ps, u[0], u[2], 0x88, 0xdd);
+}
+
+/* R rows, of which `rows` count, times T tokens; R = 4 or T = 1. */
+MONET__INLINE MONET__AVX512 void monet__dot_tile_512(monet_real *const *out, int at, const char *w,
+                                                     monet_dtype dtype, size_t stride, int rows,
+                                                     size_t groups, const monet_real *const *x,
+                                                     int R, int T)
+{
+    size_t size = monet__row_size(dtype), last = (size_t)(rows - 1) * size;
+    __m512 sum[32], v[6];
+    float  trees[32];
+    MONET__UNROLL for (int k = 0; k < 32; ++k) sum[k] = _mm512_setzero_ps();
+    for (size_t column = 0; groups--; w += stride, column += MONET__GROUP)
+        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) {
+            MONET__UNROLL for (int t = 0; t < T; ++t)
+                v[t] = _mm512_loadu_ps(x[t] + column + 16 * odd);
+            MONET__UNROLL for (int r = 0; r < R; ++r) {
+                size_t row = R > 4 || (size_t)r * size < last ? (size_t)r * size : last;
+                __m512 f = monet__weights_512(w + row, dtype, odd);
+                MONET__UNROLL for (int t = 0; t < T; ++t)
+                    sum[t * R + r] = _mm512_fmadd_ps(f, v[t], sum[t * R + r]);
+            }
+        }
+    if (R > 4) {
+        _mm512_mask_storeu_ps(out[0] + at, (__mmask16)((1 << rows) - 1), monet__trees_512(sum));
+        return;
+    }
+    _mm512_storeu_ps(trees, monet__trees_512(sum));
+    if (T > 4) _mm512_storeu_ps(trees + 16, monet__trees_512(sum + 16));
+    MONET__UNROLL for (int t = 0; t < T; ++t)
+        _mm_mask_storeu_ps(out[t] + at, (__mmask8)((1 << rows) - 1), _mm_loadu_ps(trees + 4 * t));
+}
+
+MONET__INLINE MONET__AVX512 void monet__dot_any_512(monet_real *const *out, const char *w,
+                                                    monet_dtype dtype, int panel_rows, int n_rows,
+                                                    size_t groups, const monet_real *const *x,
+                                                    int n)
+{
+    size_t size = monet__row_size(dtype), stride = (size_t)panel_rows * size;
+    for (int T; n > 0; n -= T, out += T, x += T) {
+        T = n >= 6 ? 6 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+        for (int r = 0, R; r < n_rows; r += R) {
+            const char *p = w + (size_t)r * size;
+            int         rows = n_rows - r;
+            R = T > 1 || rows <= 4 || panel_rows - r < 8 ? 4
+                : rows <= 8 || panel_rows - r < 16 ? 8 : 16;
+            if (rows > R) rows = R;
+            if (T == 6) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 6);
+            else if (T == 4) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 4);
+            else if (T == 2) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 2);
+            else if (R == 4) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 1);
+            else if (R == 8) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 8, 1);
+            else monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 16, 1);
+        }
+    }
+}
+
+static MONET__AVX512 void monet__dot_panel_512(monet_real *const *out, const void *panel,
+                                               monet_dtype dtype, int panel_rows, int n_rows,
+                                               size_t groups, const monet_real *const *x,
+                                               int n_tokens)
+{
+    const char *w = (const char *)panel;
+    if (dtype == MONET_F32)
+        monet__dot_any_512(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
+    else if (dtype == MONET_BF16)
+        monet__dot_any_512(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
+    else monet__dot_any_512(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
+}
+
+/* V / 2 column groups of T targets. */
+MONET__INLINE MONET__AVX512 void monet__blend_tile_512(const monet__blend *blend, monet_dtype dtype,
+                                                     bool outer, size_t g, int target, int T,
+                                                     int V)
+{
+    const char *w = outer ? NULL : blend->w + g * blend->w_step;
+    __m512      sum[24], v[4];
+    MONET__UNROLL for (int k = 0; k < V * T; ++k)
+        sum[k] = _mm512_loadu_ps(blend->y[target + k / V] +
+                                 (g + (size_t)(k % V / 2)) * blend->y_step +
+                                 k % 2 * MONET__LANES);
+    for (int i = 0; i < blend->count; i += 2)
+        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) { /* bf16 keeps rows in pairs */
+            int row = i + odd;
+            if (row >= blend->count) break;
+            MONET__UNROLL for (int k = 0; k < V; ++k) {
+                const char *p = w + (size_t)(k / 2) * blend->w_step;
+                v[k] = outer ? _mm512_loadu_ps(blend->x[row] + g * MONET__GROUP + k * MONET__LANES)
+                     : dtype == MONET_BF16
+                         ? monet__weights_512(p + i * 64 + k % 2 * 64, dtype, odd)
+                         : monet__weights_512(p + (size_t)row * monet__row_size(dtype), dtype,
+                                              k % 2);
+            }
+            MONET__UNROLL for (int t = 0; t < T; ++t) {
+                __m512 s = _mm512_set1_ps((float)(outer ? blend->s[row][blend->first + target + t]
+                                                        : blend->s[target + t][row]));
+                MONET__UNROLL for (int k = 0; k < V; ++k)
+                    sum[t * V + k] = _mm512_fmadd_ps(v[k], s, sum[t * V + k]);
+            }
+        }
+    MONET__UNROLL for (int k = 0; k < V * T; ++k)
+        _mm512_storeu_ps(blend->y[target + k / V] + (g + (size_t)(k % V / 2)) * blend->y_step +
+                         k % 2 * MONET__LANES, sum[k]);
+}
+
+MONET__INLINE MONET__AVX512 void monet__blend_512(const monet__blend *blend, monet_dtype dtype,
+                                                bool outer, size_t groups, int n)
+{
+    for (size_t g = 0; g < groups; g += 2)
+        for (int t = 0, T; t < n; t += T) {
+            T = n - t >= 6 ? 6 : n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
+            if (g + 1 == groups) {
+                if (T > 1) monet__blend_tile_512(blend, dtype, outer, g, t, T = 2, 2);
+                else monet__blend_tile_512(blend, dtype, outer, g, t, 1, 2);
+            } else if (T == 6) monet__blend_tile_512(blend, dtype, outer, g, t, 6, 4);
+            else if (T == 4) monet__blend_tile_512(blend, dtype, outer, g, t, 4, 4);
+            else if (T == 2) monet__blend_tile_512(blend, dtype, outer, g, t, 2, 4);
+            else monet__blend_tile_512(blend, dtype, outer, g, t, 1, 4);
+        }
+}
+
+static MONET__AVX512 void monet__sum_panel_512(monet_real *const *y, const void *panel,
+                                               monet_dtype dtype, int panel_rows, int n_rows,
+                                               size_t groups, const monet_real *const *s,
+                                               int n_tokens)
+{
+    monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
+    if (dtype == MONET_F32) monet__blend_512(&blend, MONET_F32, false, groups, n_tokens);
+    else if (dtype == MONET_BF16) monet__blend_512(&blend, MONET_BF16, false, groups, n_tokens);
+    else monet__blend_512(&blend, MONET_F16, false, groups, n_tokens);
+}
+
+static MONET__AVX512 void monet__outer_panel_512(monet_real *panel, int panel_rows, int n_rows,
+                                                 size_t groups, const monet_real *const *s,
+                                                 const monet_real *const *x, int n_tokens)
+{
+    monet_real *rows[MONET__ROWS];
+    for (int r = 0, n; r < n_rows; r += n) {
+        monet__blend blend;
+        n = n_rows - r < MONET__ROWS ? n_rows - r : MONET__ROWS;
+        blend = monet__blend_outer(rows, n, panel, panel_rows, r, s, x, n_tokens);
+        monet__blend_512(&blend, MONET_F32, true, groups, n);
+    }
+}
+
+static const monet__kernels monet__avx2 = {
+    "avx2", monet__dot_panel_256, monet__sum_panel_256, monet__outer_panel_256, monet__dot_256,
+    monet__axpy_256, monet__adamw_256, monet__softmax_256, monet__spread_256, monet__gather_256,
+    monet__dots_256};
+
+static const monet__kernels monet__avx512 = {
+    "avx512", monet__dot_panel_512, monet__sum_panel_512, monet__outer_panel_512, monet__dot_256,
+    monet__axpy_256, monet__adamw_256, monet__softmax_256, monet__spread_256, monet__gather_256,
+    monet__dots_256};
+#undef MONET__AVX2
+#undef MONET__AVX512
+#undef MONET__FOLD
+#undef MONET__INLINE
+#undef MONET__UNROLL
+
+/* __builtin_cpu_supports also asks whether the operating system keeps the registers. */
+static bool monet__has_avx2(void)
+{
+    unsigned a, b, c = 0, d; /* F16C has no name in clang 14 */
+    __builtin_cpu_init();
+    return sizeof(monet_real) == sizeof(float) && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+static bool monet__has_avx512(void)
+{
+    return monet__has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#define MONET__SIMD 1
+#else
+#define MONET__SIMD 0
+#endif
+
+/* The table that a config asks for, or the best that this processor has. */
+static const monet__kernels *monet__kernels_for(monet_kernels wanted)
+{
+#if MONET__SIMD
+    if (wanted != MONET_KERNELS_SCALAR && wanted != MONET_KERNELS_AVX2 && monet__has_avx512())
+        return &monet__avx512;
+    if (wanted != MONET_KERNELS_SCALAR && monet__has_avx2()) return &monet__avx2;
+#endif
+    (void)wanted;
+    return &monet__scalar;
+}
+#undef MONET__SIMD
+
+MONET_API const char *monet_kernels_name(monet_kernels kernels)
+{
+    return monet__kernels_for(kernels)->name;
 }
 
 /* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
@@ -2446,8 +3154,9 @@ typedef struct monet__worker {
 #endif
 
 typedef struct monet__team {
-    monet_host host;
-    int        n; /* tasks at most */
+    monet_host             host;
+    int                    n; /* tasks at most */
+    const monet__kernels  *kernels;
 #if MONET__POOL
     monet__pool    pool;
     monet__worker  workers[256];
@@ -2549,10 +3258,12 @@ static void monet__pool_run(monet__pool *pool, int count, void (*task)(void *, i
 }
 #endif
 
-static bool monet__team_start(monet__team *team, const monet_host *host)
+static bool monet__team_start(monet__team *team, const monet_host *host,
+                              const monet__kernels *kernels)
 {
     memset(team, 0, sizeof *team);
     team->host = *host;
+    team->kernels = kernels;
     team->n = host->n_threads > 0 ? host->n_threads : 1;
     if (host->parallel_fn || team->n == 1) return true;
 #if MONET__POOL
@@ -2623,9 +3334,8 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
 static void monet__rmsnorm_forward(monet_real *out, const monet_real *x, /* (C) (C) */
                                    const monet_real *weight, int C, monet_real eps)
 {
-    monet_real lanes[MONET__LANES] = {0}, rstd;
-    for (int k = 0; k < C; ++k) lanes[k % MONET__LANES] += x[k] * x[k];
-    rstd = 1 / (monet_real)sqrt((double)(monet__tree(lanes) / (monet_real)C + eps));
+    monet_real square = monet__dot(x, x, MONET_F32, 0, (size_t)C) / (monet_real)C;
+    monet_real rstd = 1 / monet__sqrt(square + eps);
     for (int k = 0; k < C; ++k) out[k] = x[k] * rstd * weight[k];
 }
 
@@ -2636,11 +3346,10 @@ static monet_real monet__rmsnorm_backward(monet_real *dx, const monet_real *dout
                                           const monet_real *x, const monet_real *weight, int C,
                                           monet_real eps)
 {
-    monet_real squares[MONET__LANES] = {0}, dots[MONET__LANES] = {0}, rstd, mean;
-    for (int k = 0; k < C; ++k) squares[k % MONET__LANES] += x[k] * x[k];
-    rstd = 1 / (monet_real)sqrt((double)(monet__tree(squares) / (monet_real)C + eps));
-    for (int k = 0; k < C; ++k) dots[k % MONET__LANES] += dout[k] * weight[k] * x[k] * rstd;
-    mean = monet__tree(dots) / (monet_real)C;
+    monet_real square = monet__dot(x, x, MONET_F32, 0, (size_t)C) / (monet_real)C;
+    monet_real rstd = 1 / monet__sqrt(square + eps), mean = 0;
+    for (int k = 0; k < C; ++k) mean += dout[k] * weight[k] * x[k];
+    mean *= rstd / (monet_real)C;
     for (int k = 0; k < C; ++k) dx[k] += rstd * (dout[k] * weight[k] - x[k] * rstd * mean);
     return rstd;
 }
@@ -2655,6 +3364,7 @@ typedef struct monet__product {
 } monet__product;
 
 typedef struct monet__linear {
+    const monet__kernels *kernels;
     const monet__product *products;
     int                   n_products, n_tokens;
     const monet_real     *x; /* (n_tokens, x_stride) split */
@@ -2686,7 +3396,7 @@ static void monet__linear_panel(void *context, int item, int task)
             x[k] = job->x + (size_t)(t + k) * job->x_stride;
             out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)item * MONET__ROWS;
         }
-        monet__dot_panel(out, panel, p->w->dtype, MONET__ROWS, rows,
+        job->kernels->dot_panel(out, panel, p->w->dtype, MONET__ROWS, rows,
                          (size_t)(p->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP, x, n);
     }
 }
@@ -2697,6 +3407,7 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
 {
     monet__linear job;
     int           panels = 0;
+    job.kernels = team->kernels;
     job.products = products;
     job.n_products = n_products;
     job.n_tokens = n_tokens;
@@ -2708,16 +3419,17 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
 
 #ifndef MONET_NO_TRAINING
 /* dx += W^T dout (split order), dW += dout x^T. Weights and gradients are of the native type; dW is
-   made panel by panel, dx column group by column group, so each element has one writer.          */
+   made panel by panel, dx in blocks of tokens and columns, so each element has one writer.       */
 typedef struct monet__linear_back {
-    const monet_tensor *w;
-    monet_real         *dw;   /* laid out as w; NULL = frozen */
-    const monet_real   *dout; /* (n_tokens, stride) */
-    size_t              stride;
-    const monet_real   *x;    /* (n_tokens, x_stride) split */
-    monet_real         *dx;   /* (n_tokens, x_stride) split */
-    size_t              x_stride;
-    int                 n_tokens;
+    const monet__kernels *kernels;
+    const monet_tensor   *w;
+    monet_real           *dw;   /* laid out as w; NULL = frozen */
+    const monet_real     *dout; /* (n_tokens, stride) */
+    size_t                stride;
+    const monet_real     *x;    /* (n_tokens, x_stride) split */
+    monet_real           *dx;   /* (n_tokens, x_stride) split */
+    size_t                x_stride;
+    int                   n_tokens;
 } monet__linear_back;
 
 static void monet__linear_dw(void *context, int panel, int task)
@@ -2733,40 +3445,45 @@ static void monet__linear_dw(void *context, int panel, int task)
             x[k] = job->x + (size_t)(t + k) * job->x_stride;
             dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
         }
-        monet__outer_panel(job->dw + (size_t)panel * size, MONET__ROWS,
-                           rows < MONET__ROWS ? rows : MONET__ROWS,
-                           size / (MONET__ROWS * MONET__GROUP), dout, x, n);
+        job->kernels->outer_panel(job->dw + (size_t)panel * size, MONET__ROWS,
+                                  rows < MONET__ROWS ? rows : MONET__ROWS,
+                                  size / (MONET__ROWS * MONET__GROUP), dout, x, n);
     }
 }
 
-static void monet__linear_dx(void *context, int group, int task)
+static void monet__linear_dx(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
     const monet_real         *dout[MONET__TOKENS];
     monet_real               *dx[MONET__TOKENS];
-    size_t                    size = monet__panel_size(job->w);
+    size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
+    size_t blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    size_t first = (size_t)item % blocks * MONET__BLOCK_GROUPS;
+    int    t = (int)((size_t)item / blocks) * MONET__TOKENS;
+    int    n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
     (void)task;
-    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
-        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+    groups = groups - first < MONET__BLOCK_GROUPS ? groups - first : MONET__BLOCK_GROUPS;
+    for (int k = 0; k < n; ++k)
+        dx[k] = job->dx + (size_t)(t + k) * job->x_stride + first * MONET__GROUP;
+    for (int panel = 0; panel < monet__n_panels(job->w); ++panel) {
+        const monet_real *w = (const monet_real *)job->w->data + (size_t)panel * size +
+                              first * MONET__ROWS * MONET__GROUP;
+        int64_t rows = job->w->shape[0] - (int64_t)panel * MONET__ROWS;
         for (int k = 0; k < n; ++k)
-            dx[k] = job->dx + (size_t)(t + k) * job->x_stride + (size_t)group * MONET__GROUP;
-        for (int panel = 0; panel < monet__n_panels(job->w); ++panel) {
-            const monet_real *w = (const monet_real *)job->w->data + (size_t)panel * size +
-                                  (size_t)group * MONET__ROWS * MONET__GROUP;
-            int64_t rows = job->w->shape[0] - (int64_t)panel * MONET__ROWS;
-            for (int k = 0; k < n; ++k)
-                dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
-            monet__sum_panel(dx, w, MONET_F32, rows < MONET__ROWS ? (int)rows : MONET__ROWS, dout,
-                             n);
-        }
+            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
+        job->kernels->sum_panel(dx, w, MONET_F32, MONET__ROWS,
+                                rows < MONET__ROWS ? (int)rows : MONET__ROWS, groups, dout, n);
     }
 }
 
 static void monet__linear_backward(monet__team *team, monet__linear_back *job)
 {
+    int groups = (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP);
+    int blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    job->kernels = team->kernels;
     if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
     if (job->dx)
-        monet__each(team, (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP),
+        monet__each(team, (job->n_tokens + MONET__TOKENS - 1) / MONET__TOKENS * blocks,
                     monet__linear_dx, job);
 }
 #endif
@@ -2815,55 +3532,67 @@ static void monet__rope_backward(monet_real *dhead, const monet_real *cosine, /*
    One query head of one token against the cached keys and values of positions 0..n-1:
    out = sum_j softmax_j(q . k_j / sqrt(D)) v_j. Heads are padded to 16 with zeros in the cache.
    Every query sums over positions in ascending order, whatever else is in the batch.             */
-static void monet__attention_forward(monet_real *out, monet_real *scores, /* (D) (n) */
-                                     const monet_real *q, const void *keys, /* (D) (S,padded) */
-                                     const void *values, monet_dtype dtype, int n, int D,
-                                     int padded)
+static void monet__attention_forward(const monet__kernels *kernels, monet_real *out, /* (D) */
+                                     monet_real *scores, const monet_real *q, /* (n) (D) */
+                                     const void *keys, const void *values,    /* (S,padded) */
+                                     monet_dtype dtype, int n, int D, int padded)
 {
-    monet_real scale = 1 / (monet_real)sqrt((double)D), max, sum;
+    monet_real scale = 1 / monet__sqrt((monet_real)D), max, sum;
+    size_t     width = (size_t)padded;
     for (int j = 0; j < n; ++j)
-        scores[j] = scale * monet__dot(q, keys, dtype, (size_t)j * (size_t)padded, (size_t)padded);
-    max = scores[0];
-    for (int j = 1; j < n; ++j)
-        if (scores[j] > max) max = scores[j];
-    for (int j = 0; j < n; ++j) scores[j] = monet__exp(scores[j] - max);
-    sum = monet__sum(scores, (size_t)n);
+        scores[j] = kernels->dot(q, keys, dtype, (size_t)j * width, width);
+    sum = kernels->softmax(scores, (size_t)n, scale, &max);
     for (int d = 0; d < D; ++d) out[d] = 0;
     for (int j = 0; j < n; ++j)
-        monet__axpy(out, scores[j] / sum, values, dtype, (size_t)j * (size_t)padded, (size_t)D);
+        kernels->axpy(out, scores[j] / sum, values, dtype, (size_t)j * width, (size_t)D);
 }
 
 #ifndef MONET_NO_TRAINING
-/* The same query once more, then back. With p the softmax and dp_j = dout . v_j:
-   dv_j += p_j dout,   ds_j = p_j (dp_j - sum_k p_k dp_k),   dq += ds_j k_j scale,
-   dk_j += ds_j q scale. Keys, values and their gradients are (n,padded) of the native type.      */
-static void monet__attention_backward(monet_real *dq, monet_real *dkeys, monet_real *dvalues,
-                                      monet_real *scores, /* (2,n) scratch */
-                                      const monet_real *dout, const monet_real *q,
-                                      const monet_real *keys, const monet_real *values, int n,
-                                      int padded, int D)
+/* A block of up to 32 queries of positions first..first+n-1 against the keys and values of a
+   sequence, which are panels: (groups,T,32). Rows of queries and outputs are (n,32*groups). Query t
+   sees keys 0..first+t; what comes after has weight 0.                                           */
+typedef struct monet__queries {
+    const monet__kernels *kernels;
+    const monet_real     *keys, *values;
+    int                   T, D, first, n;
+    size_t                groups;
+    const monet_real     *q[MONET__TOKENS];
+    monet_real           *p[MONET__TOKENS]; /* (first+n) weights of each query */
+} monet__queries;
+
+static void monet__attention_weights(const monet__queries *a)
 {
-    monet_real  scale = 1 / (monet_real)sqrt((double)D), max, sum, mean = 0;
-    monet_real *dp = scores + n;
-    size_t      width = (size_t)padded;
-    for (int j = 0; j < n; ++j)
-        scores[j] = scale * monet__dot(q, keys, MONET_F32, (size_t)j * width, width);
-    max = scores[0];
-    for (int j = 1; j < n; ++j)
-        if (scores[j] > max) max = scores[j];
-    for (int j = 0; j < n; ++j) scores[j] = monet__exp(scores[j] - max);
-    sum = monet__sum(scores, (size_t)n);
-    for (int j = 0; j < n; ++j) {
-        scores[j] /= sum;
-        dp[j] = monet__dot(dout, values, MONET_F32, (size_t)j * width, width);
-        mean += scores[j] * dp[j];
+    monet_real scale = 1 / monet__sqrt((monet_real)a->D);
+    int        rows = a->first + a->n;
+    a->kernels->dot_panel(a->p, a->keys, MONET_F32, a->T, rows, a->groups, a->q, a->n);
+    for (int t = 0; t < a->n; ++t) {
+        monet_real *p = a->p[t], max, sum;
+        int         seen = a->first + t + 1;
+        sum = 1 / a->kernels->softmax(p, (size_t)seen, scale, &max);
+        for (int j = 0; j < seen; ++j) p[j] *= sum;
+        for (int j = seen; j < rows; ++j) p[j] = 0;
     }
-    for (int j = 0; j < n; ++j) {
-        monet_real ds = scores[j] * (dp[j] - mean) * scale;
-        monet__axpy(dvalues + (size_t)j * width, scores[j], dout, MONET_F32, 0, width);
-        monet__axpy(dq, ds, keys, MONET_F32, (size_t)j * width, width);
-        monet__axpy(dkeys + (size_t)j * width, ds, q, MONET_F32, 0, width);
+}
+
+/* With p the weights and dp_j = dout . v_j:  dv_j += p_j dout,
+   ds_j = p_j (dp_j - sum_k p_k dp_k) / sqrt(D),  dq += sum_j ds_j k_j,  dk_j += ds_j q.
+   dkeys and dvalues are panels as keys and values are; ds: scratch, (n) rows of (first+n).       */
+static void monet__attention_backward(const monet__queries *a, monet_real *const *dq,
+                                      monet_real *dkeys, monet_real *dvalues,
+                                      const monet_real *const *dout, monet_real *const *ds)
+{
+    monet_real               scale = 1 / monet__sqrt((monet_real)a->D);
+    int                      rows = a->first + a->n;
+    const monet_real *const *p = (const monet_real *const *)a->p;
+    const monet_real *const *s = (const monet_real *const *)ds;
+    a->kernels->dot_panel(ds, a->values, MONET_F32, a->T, rows, a->groups, dout, a->n);
+    a->kernels->outer_panel(dvalues, a->T, rows, a->groups, p, dout, a->n);
+    for (int t = 0; t < a->n; ++t) {
+        monet_real mean = a->kernels->dot(p[t], ds[t], MONET_F32, 0, (size_t)rows);
+        for (int j = 0; j < rows; ++j) ds[t][j] = p[t][j] * (ds[t][j] - mean) * scale;
     }
+    a->kernels->sum_panel(dq, a->keys, MONET_F32, a->T, rows, a->groups, s, a->n);
+    a->kernels->outer_panel(dkeys, a->T, rows, a->groups, s, a->q, a->n);
 }
 #endif
 
@@ -2877,7 +3606,7 @@ static void monet__attention_backward(monet_real *dq, monet_real *dkeys, monet_r
 static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var, monet_real sigma,
                                   int N)
 {
-    monet_real rstd = 1 / (monet_real)sqrt((double)(var + (monet_real)1e-5)), cut, sum = 0;
+    monet_real rstd = 1 / monet__sqrt(var + (monet_real)1e-5), cut, sum = 0;
     monet_real top = z[0], top_norm = (z[0] - mean) * rstd;
     for (int i = 0; i < N; ++i) {
         if (!(z[i] - z[i] == 0)) return false; /* NaN or infinity */
@@ -2934,6 +3663,7 @@ typedef struct monet__experts { /* weights of a layer; NULL where an axis has no
 } monet__experts;
 
 typedef struct monet__moe {
+    const monet__kernels *kernels;
     bool       horizontal;
     int        C, H, N, m;      /* m: hidden units of a half-expert */
     int        n_rows, width;   /* rows of a V panel; outputs of an axis: C, or C/2 (VD) */
@@ -2950,7 +3680,10 @@ typedef struct monet__moe {
     int         first, end;
     uint32_t   *slot;           /* (max_tokens,2) first slot of a token */
     size_t     *pair;           /* (max_tokens) start of its P */
-    monet_real *p;              /* (max_pairs) */
+    monet_real *p;              /* (max_pairs) entries of P that are not 0, row by row */
+    uint16_t   *at;             /* (max_pairs) their columns: places in the list J */
+    uint16_t   *row;            /* (max_slots) how many there are in the row of this i */
+    const monet_real *routed;   /* gates that the routing belongs to; NULL = none */
     monet_real *sums[2];        /* (max_slots) row sums, column sums of P */
     uint32_t   *start[2];       /* (N+1) half-expert -> its entries in users */
     uint32_t   *users[2];       /* (max_slots,2) token, slot; by half-expert, then by token */
@@ -2982,6 +3715,8 @@ static void monet__moe_layout(monet__moe *moe, monet__arena *arena, int n_tasks,
     moe->slot = (uint32_t *)monet__take(arena, tokens * 2, sizeof *moe->slot);
     moe->pair = (size_t *)monet__take(arena, tokens, sizeof *moe->pair);
     moe->p = (monet_real *)monet__take(arena, moe->max_pairs, sizeof *moe->p);
+    moe->at = (uint16_t *)monet__take(arena, moe->max_pairs, sizeof *moe->at);
+    moe->row = (uint16_t *)monet__take(arena, moe->max_slots, sizeof *moe->row);
     for (int axis = 0; axis < 2; ++axis) {
         uint64_t slots = moe->max_slots;
         moe->sums[axis] = (monet_real *)monet__take(arena, slots, sizeof(monet_real));
@@ -3041,7 +3776,7 @@ static int monet__active_list(uint16_t *list, const monet_real *gates, int H, in
     return n;
 }
 
-/* How many tokens from `first` on fit the chunk; gives each its slots and its P. */
+/* How many tokens from `first` on fit the chunk; gives each its place for slots and P. */
 static void monet__moe_chunk(monet__moe *moe, int first, int n_tokens)
 {
     uint64_t slots[2] = {0, 0}, pairs = 0;
@@ -3072,20 +3807,30 @@ static void monet__moe_pairs(void *context, int item, int task)
     const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     monet_real       *near = moe->scratch + (size_t)task * (2 * H * N + N); /* (H,n_j) g2 of J */
+    monet_real       *dense = near + H * n_j;  /* (n_j) a row of P */
     monet_real       *p = moe->p + moe->pair[t];
+    uint16_t         *at = moe->at + moe->pair[t], *row = moe->row + moe->slot[2 * t];
     monet_real *r = moe->sums[0] + moe->slot[2 * t], *c = moe->sums[1] + moe->slot[2 * t + 1];
     for (size_t h = 0; h < H; ++h)
         for (size_t j = 0; j < n_j; ++j) near[h * n_j + j] = g2[h * N + J[j]];
     for (size_t j = 0; j < n_j; ++j) c[j] = 0;
-    for (size_t i = 0; i < n_i; ++i, p += n_j) {
-        for (size_t j = 0; j < n_j; ++j) p[j] = 0;
+    for (size_t i = 0; i < n_i; ++i) {
+        size_t n = 0;
+        for (size_t j = 0; j < n_j; ++j) dense[j] = 0;
         for (size_t h = 0; h < H; ++h) {
             monet_real g = g1[h * N + I[i]];
             if (g > 0)
-                for (size_t j = 0; j < n_j; ++j) p[j] += g * near[h * n_j + j];
+                for (size_t j = 0; j < n_j; ++j) dense[j] += g * near[h * n_j + j];
         }
-        r[i] = monet__sum(p, n_j);
-        for (size_t j = 0; j < n_j; ++j) c[j] += p[j];
+        r[i] = monet__sum(dense, n_j);
+        for (size_t j = 0; j < n_j; ++j) { /* what is 0 is written over */
+            c[j] += dense[j];
+            p[n] = dense[j];
+            at[n] = (uint16_t)j;
+            n += dense[j] != 0;
+        }
+        row[i] = (uint16_t)n;
+        p += n, at += n;
     }
 }
 
@@ -3111,6 +3856,17 @@ static void monet__moe_users(void *context, int axis, int task)
     start[N] = 0;
     for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
         start[N] += (uint32_t)moe->n_active[2 * t + (size_t)axis];
+}
+
+/* Lists and P of the chunk that begins at `first`, unless they are still in place: a router serves
+   several layers.                                                                                */
+static void monet__moe_route(monet__moe *moe, monet__team *team, int first, int n_tokens)
+{
+    if (moe->routed == moe->gates && moe->first == 0 && moe->end == n_tokens) return;
+    monet__moe_chunk(moe, first, n_tokens);
+    monet__each(team, moe->end - first, monet__moe_pairs, moe);
+    monet__each(team, 2, monet__moe_users, moe);
+    moe->routed = moe->gates;
 }
 
 /* A job by half-experts: they go to the task in whose share of the slots they begin, so that tasks
@@ -3172,8 +3928,8 @@ static void monet__half_expert(monet__moe *moe, int axis, int i)
             x[n] = moe->x + user[0] * moe->x_stride;
             out[n] = moe->a[axis] + user[1] * (size_t)m;
         }
-        monet__dot_panel(out, panel, u->dtype, m, m, (size_t)(moe->C + MONET__GROUP - 1) /
-                         MONET__GROUP, x, n);
+        moe->kernels->dot_panel(out, panel, u->dtype, m, m, (size_t)(moe->C + MONET__GROUP - 1) /
+                                MONET__GROUP, x, n);
         for (int t = 0; t < n; ++t)
             for (int q = 0; q < m; ++q) {
                 monet_real h = out[t][q] + bias[q];
@@ -3188,33 +3944,28 @@ static void monet__half_expert(monet__moe *moe, int axis, int i)
 static void monet__moe_p(void *context, int item, int task)
 {
     const monet__moe *moe = (const monet__moe *)context;
-    size_t            t = (size_t)(moe->first + item), m = (size_t)moe->m, rows, across, own;
+    size_t            t = (size_t)(moe->first + item), m = (size_t)moe->m;
     size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
     size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
+    size_t            rows = (size_t)moe->n_rows;
     const monet_real *p = moe->p + moe->pair[t], *a1 = moe->a[0] + slot_i * m;
     const monet_real *a2 = moe->a[1] + slot_j * m;
-    monet_real       *s_i, *s_j;
+    const uint16_t   *at = moe->at + moe->pair[t], *row = moe->row + slot_i;
+    monet_real       *s_i = moe->s[0] + slot_i * rows, *s_j = moe->s[1] + slot_j * rows;
     (void)task;
-    rows = (size_t)moe->n_rows;
-    across = moe->horizontal ? 0 : m; /* where in s_i the sum over j goes */
-    own = m;                          /* where in s_j its own activation goes (VD) */
-    s_i = moe->s[0] + slot_i * rows;
-    s_j = moe->s[1] + slot_j * rows;
     memset(s_j, 0, n_j * rows * sizeof *s_j);
-    for (size_t i = 0; i < n_i; ++i, p += n_j, a1 += m, s_i += rows) {
-        for (size_t j = 0; j < n_j; ++j)
-            if (p[j] != 0)
-                for (size_t q = 0; q < m; ++q) s_j[j * rows + q] += p[j] * a1[q];
-        if (moe->horizontal) continue;
-        for (size_t q = 0; q < m; ++q)
-            s_i[q] = moe->sums[0][slot_i + i] * a1[q], s_i[across + q] = 0;
-        for (size_t j = 0; j < n_j; ++j)
-            if (p[j] != 0)
-                for (size_t q = 0; q < m; ++q) s_i[across + q] += p[j] * a2[j * m + q];
+    for (size_t i = 0; i < n_i; ++i, a1 += m, s_i += rows) {
+        moe->kernels->spread(s_j, rows, at, p, row[i], a1, m);
+        if (!moe->horizontal) {
+            for (size_t q = 0; q < m; ++q)
+                s_i[q] = moe->sums[0][slot_i + i] * a1[q], s_i[m + q] = 0;
+            moe->kernels->gather(s_i + m, at, p, row[i], a2, m, m);
+        }
+        p += row[i], at += row[i];
     }
     for (size_t j = 0; !moe->horizontal && j < n_j; ++j)
         for (size_t q = 0; q < m; ++q)
-            s_j[j * rows + own + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
+            s_j[j * rows + m + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
 }
 
 /* Adds half-expert i to the columns of groups first..end-1, for all its tokens. */
@@ -3223,25 +3974,24 @@ static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
     const monet_tensor *v = moe->w->v[axis], *b = moe->w->b[axis];
     const monet_real   *s[MONET__TOKENS];
     monet_real         *y[MONET__TOKENS];
-    size_t              rows = (size_t)moe->n_rows, half = axis && !moe->horizontal;
-    size_t column = half * (moe->y_stride / 2), group_size = monet__panel_rows(v) * MONET__GROUP;
+    size_t              half = axis && !moe->horizontal, at = (size_t)first * MONET__GROUP;
+    size_t              column = half * (moe->y_stride / 2) + at, rows = monet__panel_rows(v);
+    size_t              width = (size_t)moe->width, stop = (size_t)end * MONET__GROUP;
     const char *panel = (const char *)v->data +
-                        (size_t)i * monet__panel_size(v) * monet_dtype_size(v->dtype);
+                        ((size_t)i * monet__panel_size(v) + at * rows) * monet_dtype_size(v->dtype);
+    if (stop > width) stop = width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
-        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
-            s[n] = moe->s[axis] + user[2 * n + 1] * rows;
-        for (int g = first; g < end; ++g) {
-            size_t at = (size_t)g * MONET__GROUP, left = (size_t)moe->width - at;
-            for (int t = 0; t < n; ++t) y[t] = moe->y + user[2 * t] * moe->y_stride + column + at;
-            monet__sum_panel(y, panel + (size_t)g * group_size * monet_dtype_size(v->dtype),
-                             v->dtype, moe->n_rows, s, n);
-            for (int t = 0; t < n; ++t)
-                monet__axpy(y[t], moe->sums[axis][user[2 * t + 1]], b->data, b->dtype,
-                            (size_t)i * (size_t)moe->width + at,
-                            left < MONET__GROUP ? left : MONET__GROUP);
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
+            s[n] = moe->s[axis] + user[2 * n + 1] * (size_t)moe->n_rows;
+            y[n] = moe->y + user[2 * n] * moe->y_stride + column;
         }
+        moe->kernels->sum_panel(y, panel, v->dtype, (int)rows, moe->n_rows, (size_t)(end - first),
+                                s, n);
+        for (int t = 0; t < n; ++t)
+            moe->kernels->axpy(y[t], moe->sums[axis][user[2 * t + 1]], b->data, b->dtype,
+                               (size_t)i * width + at, stop - at);
     }
 }
 
@@ -3267,12 +4017,13 @@ static void monet__moe_v(void *context, int item, int task)
     }
 }
 
-/* y (n_tokens, y_stride) of one layer. `routed`: P of these tokens may still be in place. */
+/* y (n_tokens, y_stride) of one layer. Where gates are new, `routed` must be NULL. */
 static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__experts *w,
-                               const monet_real *x, size_t x_stride, int n_tokens, bool routed)
+                               const monet_real *x, size_t x_stride, int n_tokens)
 {
     monet__moe_job job;
     memset(&job, 0, sizeof job);
+    moe->kernels = team->kernels;
     moe->w = w;
     moe->x = x;
     moe->x_stride = x_stride;
@@ -3280,11 +4031,7 @@ static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__
     job.n_tasks = team->n;
     memset(moe->y, 0, (size_t)n_tokens * moe->y_stride * sizeof *moe->y);
     for (int t = 0; t < n_tokens; t = moe->end) {
-        if (!routed || moe->first != 0 || moe->end != n_tokens) {
-            monet__moe_chunk(moe, t, n_tokens);
-            monet__each(team, moe->end - t, monet__moe_pairs, moe);
-            monet__each(team, 2, monet__moe_users, moe);
-        }
+        monet__moe_route(moe, team, t, n_tokens);
         monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, moe->end - t, monet__moe_p, moe);
         monet__each(team, team->n, monet__moe_v, &job);
@@ -3326,43 +4073,21 @@ static void monet__moe_dv(monet__moe *moe, int axis, int i)
             dy[n] = moe->y + user[2 * n] * moe->y_stride + column;
             s[n] = moe->s[axis] + slot * (size_t)rows;
             ds[n] = moe->ds[axis] + slot * (size_t)rows;
-            moe->dsums[axis][slot] = monet__dot_tail(dy[n], bias, width);
+            moe->dsums[axis][slot] = moe->kernels->dot(dy[n], bias, MONET_F32, 0, width);
             if (moe->db[axis])
-                monet__axpy(moe->db[axis] + (size_t)i * width, moe->sums[axis][slot], dy[n],
-                            MONET_F32, 0, width);
+                moe->kernels->axpy(moe->db[axis] + (size_t)i * width, moe->sums[axis][slot], dy[n],
+                                   MONET_F32, 0, width);
         }
-        monet__dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32, rows, rows,
-                         groups, dy, n);
+        moe->kernels->dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32,
+                                rows, rows, groups, dy, n);
         if (moe->dv[axis])
-            monet__outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy, n);
+            moe->kernels->outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy,
+                                      n);
     }
 }
 
-/* Gradients of one row of P, where P is not 0 (elsewhere no gate has one), and what passes through
-   to the activations. ds_i and da1 of half-expert i; ds_j, a2 and da2 of all j.                  */
-static void monet__moe_dp_row(const monet__moe *moe, monet_real *dp, const monet_real *p,
-                              size_t n_j, monet_real row, const monet_real *dc,
-                              const monet_real *a1, monet_real *da1, const monet_real *ds_i,
-                              const monet_real *a2, monet_real *da2, const monet_real *ds_j)
-{
-    size_t m = (size_t)moe->m, rows = (size_t)moe->n_rows;
-    for (size_t j = 0; j < n_j; ++j, ds_j += rows, a2 += m, da2 += m) {
-        monet_real sum = row + dc[j];
-        dp[j] = 0;
-        if (p[j] == 0) continue;
-        for (size_t q = 0; q < m; ++q) {
-            sum += a1[q] * ds_j[q];
-            da1[q] += p[j] * ds_j[q];
-        }
-        for (size_t q = 0; !moe->horizontal && q < m; ++q) {
-            sum += a2[q] * ds_i[m + q];
-            da2[q] += p[j] * ds_i[m + q];
-        }
-        dp[j] = sum;
-    }
-}
-
-/* One token: ds to da, and to the gradients of those gates that are not 0. */
+/* One token: ds to da, and to the gradients of the gates. Only where P is not 0: a gate that is 0
+   has no gradient.                                                                               */
 static void monet__moe_dp(void *context, int item, int task)
 {
     monet__moe       *moe = (monet__moe *)context;
@@ -3373,6 +4098,8 @@ static void monet__moe_dp(void *context, int item, int task)
     const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     const monet_real *p = moe->p + moe->pair[t], *r = moe->sums[0] + slot_i;
+    const uint16_t   *at = moe->at + moe->pair[t], *n_row = moe->row + slot_i;
+    const monet__kernels *kernels = moe->kernels;
     const monet_real *a1 = moe->a[0] + slot_i * m, *a2 = moe->a[1] + slot_j * m;
     const monet_real *ds_i = moe->ds[0] + slot_i * rows, *ds_j = moe->ds[1] + slot_j * rows;
     monet_real       *da1 = moe->da[0] + slot_i * m, *da2 = moe->da[1] + slot_j * m;
@@ -3389,19 +4116,30 @@ static void monet__moe_dp(void *context, int item, int task)
             da2[j * m + q] = moe->sums[1][slot_j + j] * ds_j[j * rows + m + q];
             dc[j] += a2[j * m + q] * ds_j[j * rows + m + q];
         }
-    for (size_t i = 0; i < n_i; ++i, p += n_j, a1 += m, da1 += m, ds_i += rows) {
+    for (size_t i = 0; i < n_i; ++i, a1 += m, da1 += m, ds_i += rows) {
         monet_real row = vd ? dr[i] : 0;
+        size_t     n = n_row[i];
         for (size_t q = 0; q < m; ++q) {
             da1[q] = vd ? r[i] * ds_i[q] : 0;
             if (vd) row += a1[q] * ds_i[q];
         }
-        monet__moe_dp_row(moe, dp, p, n_j, row, dc, a1, da1, ds_i, a2, da2, ds_j);
-        for (size_t h = 0; h < H; ++h) {
-            monet_real g = g1[h * N + I[i]];
-            if (g == 0) continue;
-            dg1[h * N + I[i]] += monet__dot_tail(dp, near + h * n_j, n_j);
-            for (size_t j = 0; j < n_j; ++j) dnear[h * n_j + j] += g * dp[j];
+        for (size_t k = 0; k < n; ++k) dp[k] = row + dc[at[k]];
+        kernels->dots(dp, at, n, a1, ds_j, rows, m);
+        kernels->gather(da1, at, p, n, ds_j, rows, m);
+        if (vd) {
+            kernels->dots(dp, at, n, ds_i + m, a2, m, m);
+            kernels->spread(da2, m, at, p, n, ds_i + m, m);
         }
+        for (size_t h = 0; h < H; ++h) {
+            monet_real g = g1[h * N + I[i]], sum = 0;
+            if (g == 0) continue;
+            for (size_t k = 0; k < n; ++k) {
+                sum += dp[k] * near[h * n_j + at[k]];
+                dnear[h * n_j + at[k]] += g * dp[k];
+            }
+            dg1[h * N + I[i]] += sum;
+        }
+        p += n, at += n;
     }
     for (size_t h = 0; h < H; ++h)
         for (size_t j = 0; j < n_j; ++j) dg2[h * N + J[j]] += dnear[h * n_j + j];
@@ -3428,8 +4166,8 @@ static void monet__moe_du(monet__moe *moe, int axis, int i)
             dz[n] = da;
         }
         if (moe->du[axis])
-            monet__outer_panel(moe->du[axis] + (size_t)i * size, (int)m, (int)m,
-                               size / (m * MONET__GROUP), dz, x, n);
+            moe->kernels->outer_panel(moe->du[axis] + (size_t)i * size, (int)m, (int)m,
+                                      size / (m * MONET__GROUP), dz, x, n);
     }
 }
 
@@ -3439,18 +4177,17 @@ static void monet__moe_dx_half(monet__moe *moe, int axis, int i, int first, int 
     const monet_tensor *u = moe->w->u[axis];
     const monet_real   *dz[MONET__TOKENS];
     monet_real         *dx[MONET__TOKENS];
-    size_t              m = (size_t)moe->m;
+    size_t              m = (size_t)moe->m, at = (size_t)first * MONET__GROUP;
     const monet_real   *w = (const monet_real *)u->data + (size_t)i * monet__panel_size(u);
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
-        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
             dz[n] = moe->da[axis] + user[2 * n + 1] * m;
-        for (int g = first; g < end; ++g) {
-            size_t at = (size_t)g * MONET__GROUP;
-            for (int t = 0; t < n; ++t) dx[t] = moe->dx + user[2 * t] * moe->x_stride + at;
-            monet__sum_panel(dx, w + at * m, MONET_F32, (int)m, dz, n);
+            dx[n] = moe->dx + user[2 * n] * moe->x_stride + at;
         }
+        moe->kernels->sum_panel(dx, w + at * m, MONET_F32, (int)m, (int)m, (size_t)(end - first),
+                                dz, n);
     }
 }
 
@@ -3476,15 +4213,14 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
     memset(&job, 0, sizeof job);
     job.moe = moe;
     job.n_tasks = team->n;
+    moe->kernels = team->kernels;
     moe->w = w;
     moe->x = x;
     moe->x_stride = x_stride;
     for (int t = 0; t < n_tokens; t = moe->end) {
         int n;
-        monet__moe_chunk(moe, t, n_tokens);
+        monet__moe_route(moe, team, t, n_tokens);
         n = moe->end - t;
-        monet__each(team, n, monet__moe_pairs, moe);
-        monet__each(team, 2, monet__moe_users, moe);
         monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, n, monet__moe_p, moe);
         monet__moe_halves(moe, team, monet__moe_dv, w->v);
@@ -5335,7 +6071,7 @@ MONET_API monet_result monet_session_create(const monet_model *model,
     s = (monet_session *)(void *)block;
     (void)monet__session_layout(&draft, block);
     memcpy(block, &draft, sizeof draft);
-    if (!monet__team_start(&s->team, &draft.team.host)) {
+    if (!monet__team_start(&s->team, &draft.team.host, monet__kernels_for(full.kernels))) {
         monet__free(&draft.team.host, draft.arena, size + 64);
         return monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads",
                            draft.team.n);
@@ -5459,8 +6195,8 @@ static void monet__step_attention(void *context, int item, int task)
     monet__rope_forward(q, s->cosine + angle, s->sine + angle, D);
     size = monet_dtype_size(s->kv_dtype);
     keys = monet__kv_place(s, head / (a->n_heads / a->n_kv_heads), 0) * size;
-    monet__attention_forward(s->h + at, q + s->padded, q, s->keys + keys, s->values + keys,
-                             s->kv_dtype, position + 1, D, s->padded);
+    monet__attention_forward(s->team.kernels, s->h + at, q + s->padded, q, s->keys + keys,
+                             s->values + keys, s->kv_dtype, position + 1, D, s->padded);
 }
 
 /* Gates and list of one side of one token: item = 2 * token + side. */
@@ -5535,6 +6271,7 @@ static monet_result monet__eval_router(monet_session *s)
     moe->gates = s->all_gates + kept * B * 2 * HN;
     moe->active = s->all_active + kept * B * 2 * (size_t)moe->N;
     moe->n_active = s->all_n_active + kept * B * 2;
+    moe->routed = NULL;
     p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], moe->gates, 2 * HN);
     p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], moe->gates + HN, 2 * HN);
     monet__linear_forward(&s->team, p, 2, s->split, s->stride, s->n);
@@ -5549,14 +6286,13 @@ static monet_result monet__eval_router(monet_session *s)
 static monet_result monet__eval_moe(monet_session *s)
 {
     const monet__layer *layer = &s->model->layers[s->layer];
-    bool                routes = s->layer % s->model->arch.moe_groups == 0;
     monet_result        result = MONET_OK;
     monet__eval_norm(s, layer->w[MONET__T_NORM2]);
     if (!monet__tap(s, MONET_SITE_MOE_IN, s->layer, s->h)) return MONET_ERROR_CANCELLED;
     monet__each(&s->team, s->n, monet__step_split, s);
-    if (routes) result = monet__eval_router(s);
+    if (s->layer % s->model->arch.moe_groups == 0) result = monet__eval_router(s);
     if (result != MONET_OK) return result;
-    monet__moe_forward(&s->moe, &s->team, &layer->experts, s->split, s->stride, s->n, !routes);
+    monet__moe_forward(&s->moe, &s->team, &layer->experts, s->split, s->stride, s->n);
     monet__each(&s->team, s->n, monet__step_moe_out, s);
     if (!monet__tap(s, MONET_SITE_MOE_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
     monet__each(&s->team, s->n, monet__step_add, s);
@@ -6166,7 +6902,7 @@ enum { MONET__BLOCK = 4096 }; /* numbers that one item of an update handles */
 typedef struct monet__kept { /* activations of one layer */
     monet_real *x, *middle;  /* (BT,C) residual stream before attention, before the experts */
     monet_real *attention;   /* (BT,C) what o_proj reads */
-    monet_real *q, *k, *v;   /* (B,A,T,padded) (B,K,T,padded) twice; q and k turned by rope */
+    monet_real *q, *k, *v;   /* (B,A,T,padded); (B,K,padded/32,T,32) twice; q, k turned by rope */
 } monet__kept;
 
 struct monet_trainer {
@@ -6188,7 +6924,7 @@ struct monet_trainer {
     monet_real          *split, *dsplit; /* (BT,stride) input of a product, and its gradient */
     monet_real          *wide;      /* (BT,3C) rows of q, k, v, or of their gradients */
     monet_real          *dheads;    /* dq, dk, dv as q, k, v are kept */
-    monet_real          *scores;    /* (tasks,2T) */
+    monet_real          *scores;    /* (tasks,32,2T+padded) weights of queries, their gradients */
     monet_real          *logits;    /* (BT,V); after forward their gradient */
     monet_real          *cosine, *sine; /* (T,D/2) */
     double              *usage;     /* (R,2HN) gates summed over the tokens, (R,2H) their maxima, */
@@ -6209,7 +6945,8 @@ struct monet_trainer {
     double               scored, pass_scored; /* targets: since the update, of this pass */
     /* the step at hand */
     int                  layer, pass;
-    const monet_real    *norm_in, *norm_dout;
+    const monet_real    *norm_in;
+    monet_real          *sum;
     const monet_tensor  *norm;
     double               scale, rate, correction1, correction2;
 };
@@ -6247,7 +6984,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     t->dsplit = MONET__REALS(BT * t->stride);
     t->wide = MONET__REALS(BT * 3 * C);
     t->dheads = MONET__REALS(BT * P * (A + 2 * K));
-    t->scores = MONET__REALS(tasks * 2 * (uint64_t)t->T);
+    t->scores = MONET__REALS(tasks * MONET__TOKENS * (2 * (uint64_t)t->T + P));
     t->logits = MONET__REALS(BT * (uint64_t)a->vocab_size);
     t->cosine = MONET__REALS(angles);
     t->sine = MONET__REALS(angles);
@@ -6369,7 +7106,7 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     t->team.n = host->n_threads ? host->n_threads : 1;
     t->B = c->batch_size, t->T = c->seq_len, t->BT = t->B * t->T;
     t->D = a->dim / a->n_heads;
-    t->padded = (int)monet__round_up((uint64_t)t->D, MONET__LANES);
+    t->padded = (int)monet__round_up((uint64_t)t->D, MONET__GROUP);
     t->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
     t->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
     t->moe.trains = true;
@@ -6449,7 +7186,8 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     memcpy(t, &draft, sizeof draft);
     result = monet__trainer_copy(model, &draft.team.host, &t->model, err);
     if (result == MONET_OK) result = monet__trainer_freeze(t, err);
-    if (result == MONET_OK && !monet__team_start(&t->team, &draft.team.host))
+    if (result == MONET_OK && !monet__team_start(&t->team, &draft.team.host,
+                                                  monet__kernels_for(t->config.kernels)))
         result = monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads", draft.team.n);
     if (result != MONET_OK) {
         monet_model_free(t->model);
@@ -6511,6 +7249,20 @@ static size_t monet__train_head(const monet_trainer *t, int heads, int b, int he
     return ((size_t)b * (size_t)heads + (size_t)head) * (size_t)t->T * (size_t)t->padded;
 }
 
+/* One head of one position between a row (D) and its place: q in rows, k and v in panels. */
+static void monet__train_place(const monet_trainer *t, monet_real *head, int part, int pos,
+                               monet_real *row, bool out)
+{
+    size_t step = MONET__GROUP * (size_t)(part ? t->T : 1);
+    head += (size_t)pos * (size_t)(part ? MONET__GROUP : t->padded);
+    for (size_t d = 0; d < (size_t)t->padded; d += MONET__GROUP, head += step) {
+        size_t n = (size_t)t->D - d < MONET__GROUP ? (size_t)t->D - d : MONET__GROUP;
+        if (out) memcpy(row + d, head, n * sizeof *row);
+        else memcpy(head, row + d, n * sizeof *row);
+        if (!out && n < MONET__GROUP) memset(head + n, 0, (MONET__GROUP - n) * sizeof *row);
+    }
+}
+
 /* Rows of q, k, v of one token become heads, q and k turned by rope. */
 static void monet__train_heads(void *context, int token, int task)
 {
@@ -6520,41 +7272,77 @@ static void monet__train_heads(void *context, int token, int task)
     int               D = t->D, b = token / t->T, pos = token % t->T;
     size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
     (void)task;
-    for (size_t part = 0; part < 3; ++part) {
-        int               heads = part ? a->n_kv_heads : a->n_heads;
-        const monet_real *from = t->wide + ((size_t)token * 3 + part) * C;
-        monet_real       *to = part == 0 ? kept->q : part == 1 ? kept->k : kept->v;
-        for (int head = 0; head < heads; ++head, from += D) {
-            monet_real *out = to + monet__train_head(t, heads, b, head) +
-                              (size_t)pos * (size_t)t->padded;
-            memcpy(out, from, (size_t)D * sizeof *out);
-            memset(out + D, 0, (size_t)(t->padded - D) * sizeof *out);
-            if (part < 2) monet__rope_forward(out, t->cosine + angle, t->sine + angle, D);
+    for (int part = 0; part < 3; ++part) {
+        int         heads = part ? a->n_kv_heads : a->n_heads;
+        monet_real *row = t->wide + ((size_t)token * 3 + (size_t)part) * C;
+        monet_real *to = part == 0 ? kept->q : part == 1 ? kept->k : kept->v;
+        for (int head = 0; head < heads; ++head, row += D) {
+            if (part < 2) monet__rope_forward(row, t->cosine + angle, t->sine + angle, D);
+            monet__train_place(t, to + monet__train_head(t, heads, b, head), part, pos, row, false);
         }
     }
+}
+
+/* A block of queries of one head; its weights go to the scratch memory of the task. */
+static monet__queries monet__train_queries(const monet_trainer *t, int b, int head, int first,
+                                           int task)
+{
+    const monet_arch *a = &t->model->arch;
+    monet__kept      *kept = &t->kept[t->layer];
+    size_t            kv = monet__train_head(t, a->n_kv_heads, b,
+                                             head / (a->n_heads / a->n_kv_heads));
+    size_t            P = (size_t)t->padded, at = monet__train_head(t, a->n_heads, b, head);
+    monet__queries    q;
+    q.kernels = t->team.kernels;
+    q.keys = kept->k + kv;
+    q.values = kept->v + kv;
+    q.T = t->T, q.D = t->D, q.first = first;
+    q.n = t->T - first < MONET__TOKENS ? t->T - first : MONET__TOKENS;
+    q.groups = P / MONET__GROUP;
+    for (int k = 0; k < q.n; ++k) {
+        q.q[k] = kept->q + at + (size_t)(first + k) * P;
+        q.p[k] = t->scores + ((size_t)task * MONET__TOKENS + (size_t)k) *
+                 (2 * (size_t)t->T + P);
+    }
+    return q;
 }
 
 /* One query head of one sequence: item = b * A + head. */
 static void monet__train_attention_head(void *context, int item, int task)
 {
-    monet_trainer    *t = (monet_trainer *)context;
-    const monet_arch *a = &t->model->arch;
-    monet__kept      *kept = &t->kept[t->layer];
-    int               A = a->n_heads, K = a->n_kv_heads, b = item / A, head = item % A;
-    size_t            T = (size_t)t->T, P = (size_t)t->padded, C = (size_t)a->dim;
-    size_t            kv = monet__train_head(t, K, b, head / (A / K));
-    for (size_t pos = 0; pos < T; ++pos)
-        monet__attention_forward(kept->attention + ((size_t)b * T + pos) * C +
-                                 (size_t)head * (size_t)t->D, t->scores + (size_t)task * 2 * T,
-                                 kept->q + monet__train_head(t, A, b, head) + pos * P,
-                                 kept->k + kv, kept->v + kv, MONET_F32, (int)pos + 1, t->D,
-                                 t->padded);
+    monet_trainer *t = (monet_trainer *)context;
+    int            A = t->model->arch.n_heads, b = item / A, head = item % A;
+    size_t         T = (size_t)t->T, P = (size_t)t->padded, D = (size_t)t->D;
+    monet_real    *out = t->kept[t->layer].attention, *y[MONET__TOKENS];
+    for (int first = 0; first < t->T; first += MONET__TOKENS) {
+        monet__queries q = monet__train_queries(t, b, head, first, task);
+        monet__attention_weights(&q);
+        for (int k = 0; k < q.n; ++k) {
+            y[k] = q.p[k] + 2 * T;
+            memset(y[k], 0, P * sizeof *y[k]);
+        }
+        q.kernels->sum_panel(y, q.values, MONET_F32, t->T, first + q.n, q.groups,
+                             (const monet_real *const *)q.p, q.n);
+        for (int k = 0; k < q.n; ++k)
+            memcpy(out + (((size_t)b * T + (size_t)(first + k)) * (size_t)A + (size_t)head) * D,
+                   y[k], D * sizeof *out);
+    }
+}
+
+static void monet__train_add_token(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
+    (void)task;
+    for (size_t c = at; c < at + C; ++c) t->sum[c] = t->norm_in[c] + t->h[c];
 }
 
 /* out = x + h */
-static void monet__train_add(monet_real *out, const monet_real *x, const monet_real *h, size_t n)
+static void monet__train_add(monet_trainer *t, monet_real *out, const monet_real *x)
 {
-    for (size_t k = 0; k < n; ++k) out[k] = x[k] + h[k];
+    t->sum = out;
+    t->norm_in = x;
+    monet__each(&t->team, t->BT, monet__train_add_token, t);
 }
 
 static void monet__train_attention(monet_trainer *t)
@@ -6574,7 +7362,7 @@ static void monet__train_attention(monet_trainer *t)
     monet__train_split(t, kept->attention);
     p[0] = monet__product_of(layer->w[MONET__T_O], t->h, C);
     monet__linear_forward(&t->team, p, 1, t->split, t->stride, t->BT);
-    monet__train_add(kept->middle, kept->x, t->h, (size_t)t->BT * C);
+    monet__train_add(t, kept->middle, kept->x);
 }
 
 /* ---- training: routers -----------------------------------------------------------------------
@@ -6693,6 +7481,7 @@ static void monet__train_router(monet_trainer *t)
     const monet__layer *layer = &t->model->layers[t->layer];
     size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
     monet__product      p[2];
+    t->moe.routed = NULL;
     p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], t->moe.gates, 2 * HN);
     p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
     monet__linear_forward(&t->team, p, 2, t->split, t->stride, t->BT);
@@ -6703,20 +7492,24 @@ static void monet__train_router(monet_trainer *t)
         if (t->moe.bad[item]) t->usage[t->n_usage - 1] = 1;
 }
 
+static void monet__train_moe_out(void *context, int token, int task)
+{
+    monet_trainer *t = (monet_trainer *)context;
+    (void)task;
+    monet__moe_output(t->h + (size_t)token * (size_t)t->model->arch.dim, &t->moe, token);
+}
+
 static void monet__train_experts(monet_trainer *t)
 {
     const monet__layer *layer = &t->model->layers[t->layer];
     monet__kept        *kept = &t->kept[t->layer];
-    bool                routes = t->layer % t->model->arch.moe_groups == 0;
-    size_t              C = (size_t)t->model->arch.dim;
-    monet_real         *next = t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last;
     monet__train_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
     monet__train_group(t, t->layer);
-    if (routes) monet__train_router(t);
-    monet__moe_forward(&t->moe, &t->team, &layer->experts, t->split, t->stride, t->BT, !routes);
-    for (int token = 0; token < t->BT; ++token)
-        monet__moe_output(t->h + (size_t)token * C, &t->moe, token);
-    monet__train_add(next, kept->middle, t->h, (size_t)t->BT * C);
+    if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
+    monet__moe_forward(&t->moe, &t->team, &layer->experts, t->split, t->stride, t->BT);
+    monet__each(&t->team, t->BT, monet__train_moe_out, t);
+    monet__train_add(t, t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last,
+                     kept->middle);
 }
 
 /* Cross entropy of one token; its logits become their gradient, softmax - onehot. */
@@ -6724,7 +7517,7 @@ static void monet__train_loss(void *context, int token, int task)
 {
     monet_trainer *t = (monet_trainer *)context;
     size_t         V = (size_t)t->model->arch.vocab_size;
-    monet_real    *z = t->logits + (size_t)token * V, max = z[0], sum;
+    monet_real    *z = t->logits + (size_t)token * V, max, sum;
     int32_t        target = t->targets[token];
     double         logit;
     (void)task;
@@ -6733,14 +7526,12 @@ static void monet__train_loss(void *context, int token, int task)
         memset(z, 0, V * sizeof *z);
         return;
     }
-    for (size_t v = 1; v < V; ++v)
-        if (z[v] > max) max = z[v];
-    logit = (double)z[target] - (double)max;
-    for (size_t v = 0; v < V; ++v) z[v] = monet__exp(z[v] - max);
-    sum = monet__sum(z, V);
-    for (size_t v = 0; v < V; ++v) z[v] /= sum;
+    logit = (double)z[target];
+    sum = t->team.kernels->softmax(z, V, 1, &max);
+    t->loss[token] = log((double)sum) - (logit - (double)max);
+    sum = 1 / sum;
+    for (size_t v = 0; v < V; ++v) z[v] *= sum;
     z[target] -= 1;
-    t->loss[token] = log((double)sum) - logit;
 }
 
 /* Losses of the pass from its sums. */
@@ -7010,24 +7801,31 @@ static void monet__back_attention_head(void *context, int item, int task)
 {
     monet_trainer    *t = (monet_trainer *)context;
     const monet_arch *a = &t->model->arch;
-    monet__kept      *kept = &t->kept[t->layer];
     int               A = a->n_heads, K = a->n_kv_heads, b = item / K, shared = A / K;
-    size_t            T = (size_t)t->T, P = (size_t)t->padded, C = (size_t)a->dim;
+    size_t            T = (size_t)t->T, P = (size_t)t->padded, D = (size_t)t->D;
     size_t            kv = monet__train_head(t, K, b, item % K), size = (size_t)t->BT * P;
-    monet_real       *dq = t->dheads, *dk = dq + size * (size_t)A + kv;
-    monet_real       *dv = dq + size * (size_t)(A + K) + kv, *scores = t->scores;
-    scores += (size_t)task * 2 * T;
+    monet_real       *dk = t->dheads + size * (size_t)A + kv, *dv = dk + size * (size_t)K;
     memset(dk, 0, T * P * sizeof *dk);
     memset(dv, 0, T * P * sizeof *dv);
-    for (int head = item % K * shared; head < (item % K + 1) * shared; ++head) {
-        size_t      at = monet__train_head(t, A, b, head);
-        memset(dq + at, 0, T * P * sizeof *dq);
-        for (size_t pos = 0; pos < T; ++pos)
-            monet__attention_backward(dq + at + pos * P, dk, dv, scores,
-                                      t->h + ((size_t)b * T + pos) * C +
-                                      (size_t)head * (size_t)t->D, kept->q + at + pos * P,
-                                      kept->k + kv, kept->v + kv, (int)pos + 1, t->padded, t->D);
-    }
+    for (int head = item % K * shared; head < (item % K + 1) * shared; ++head)
+        for (int first = 0; first < t->T; first += MONET__TOKENS) {
+            monet__queries    q = monet__train_queries(t, b, head, first, task);
+            monet_real       *dq[MONET__TOKENS], *ds[MONET__TOKENS];
+            const monet_real *dout[MONET__TOKENS];
+            for (int k = 0; k < q.n; ++k) {
+                size_t      pos = (size_t)(first + k);
+                monet_real *row = q.p[k] + 2 * T;
+                ds[k] = q.p[k] + T;
+                dq[k] = t->dheads + monet__train_head(t, A, b, head) + pos * P;
+                memset(dq[k], 0, P * sizeof *dq[k]);
+                memcpy(row, t->h + (((size_t)b * T + pos) * (size_t)A + (size_t)head) * D,
+                       D * sizeof *row);
+                memset(row + D, 0, (P - D) * sizeof *row);
+                dout[k] = row;
+            }
+            monet__attention_weights(&q);
+            monet__attention_backward(&q, dq, dk, dv, dout, ds);
+        }
 }
 
 /* Gradients of the heads of one token become rows of wide, rope turned back. */
@@ -7035,20 +7833,19 @@ static void monet__back_heads(void *context, int token, int task)
 {
     monet_trainer    *t = (monet_trainer *)context;
     const monet_arch *a = &t->model->arch;
-    int               D = t->D, b = token / t->T, pos = token % t->T, before = 0;
+    int               D = t->D, b = token / t->T, pos = token % t->T;
     size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
+    monet_real       *from = t->dheads;
     (void)task;
-    for (size_t part = 0; part < 3; ++part) {
+    for (int part = 0; part < 3; ++part) {
         int         heads = part ? a->n_kv_heads : a->n_heads;
-        monet_real *to = t->wide + ((size_t)token * 3 + part) * C;
-        for (int head = 0; head < heads; ++head, to += D) {
-            monet_real *from = t->dheads + (size_t)before * (size_t)t->BT * (size_t)t->padded +
-                               monet__train_head(t, heads, b, head) +
-                               (size_t)pos * (size_t)t->padded;
-            if (part < 2) monet__rope_backward(from, t->cosine + angle, t->sine + angle, D);
-            memcpy(to, from, (size_t)D * sizeof *to);
+        monet_real *row = t->wide + ((size_t)token * 3 + (size_t)part) * C;
+        for (int head = 0; head < heads; ++head, row += D) {
+            monet__train_place(t, from + monet__train_head(t, heads, b, head), part, pos, row,
+                               true);
+            if (part < 2) monet__rope_backward(row, t->cosine + angle, t->sine + angle, D);
         }
-        before += heads;
+        from += (size_t)heads * (size_t)t->BT * (size_t)t->padded;
     }
 }
 
@@ -7130,27 +7927,12 @@ static void monet__train_squares(void *context, int block, int task)
     t->squares[block] = sum;
 }
 
-static void monet__adamw(const monet_trainer *t, uint64_t from, uint64_t end, bool decays)
-{
-    const monet_trainer_config *c = &t->config;
-    monet_real b1 = (monet_real)c->beta1, b2 = (monet_real)c->beta2, eps = (monet_real)c->eps;
-    monet_real keep = decays ? (monet_real)(1 - t->rate * (double)c->weight_decay) : 1;
-    monet_real scale = (monet_real)t->scale, rate = (monet_real)(t->rate / t->correction1);
-    monet_real root = (monet_real)sqrt(t->correction2);
-    for (uint64_t k = from; k < end; ++k) {
-        monet_real g = t->grads[k] * scale;
-        monet_real m = b1 * t->moment1[k] + (1 - b1) * g, v = b2 * t->moment2[k] + (1 - b2) * g * g;
-        t->moment1[k] = m;
-        t->moment2[k] = v;
-        t->weights[k] = t->weights[k] * keep - rate * m / (monet__sqrt(v) / root + eps);
-    }
-}
-
 /* One block of numbers; a tensor's share of it at a time. */
 static void monet__train_update(void *context, int block, int task)
 {
     monet_trainer      *t = (monet_trainer *)context;
     const monet_tensor *tensors = t->model->tensors;
+    const monet_trainer_config *c = &t->config;
     uint64_t            from = (uint64_t)block * MONET__BLOCK, end = from + MONET__BLOCK;
     size_t              low = 0, high = t->model->n_tensors;
     (void)task;
@@ -7163,12 +7945,18 @@ static void monet__train_update(void *context, int block, int task)
     for (; low < t->model->n_tensors; ++low) {
         uint64_t begin = tensors[low].offset / sizeof(monet_real);
         uint64_t stop = begin + tensors[low].size / sizeof(monet_real);
+        bool     decays = tensors[low].n_dims == 2 && tensors[low].layout != MONET_ROWS;
         if (begin >= end) break;
+        if (begin < from) begin = from;
+        if (stop > end) stop = end;
         if (!t->frozen[low])
-            monet__adamw(t, begin > from ? begin : from, stop < end ? stop : end,
-                         tensors[low].n_dims == 2 && tensors[low].layout != MONET_ROWS);
+            t->team.kernels->adamw(t->weights + begin, t->moment1 + begin, t->moment2 + begin,
+                                   t->grads + begin, (size_t)(stop - begin), (monet_real)t->scale,
+                                   (monet_real)c->beta1, (monet_real)c->beta2, decays ?
+                                   (monet_real)(1 - t->rate * (double)c->weight_decay) : 1,
+                                   (monet_real)(t->rate / t->correction1),
+                                   (monet_real)t->correction2, (monet_real)c->eps);
     }
-    memset(t->grads + from, 0, (size_t)(end - from) * sizeof *t->grads);
 }
 
 MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
@@ -7428,6 +8216,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__ARCH
 #undef MONET__ARCH_SIZE
 #undef MONET__BIG_ENDIAN
+#undef MONET__BLOCK_GROUPS
 #undef MONET__CLOEXEC
 #undef MONET__ENTRY
 #undef MONET__GROUP

@@ -232,7 +232,7 @@ static void one_sum_panel(monet_dtype dtype, int rows, int tokens, int kind)
         fill(y[t], GROUP, kind);
         memcpy(before[t], y[t], GROUP * sizeof(float));
     }
-    monet__sum_panel(y, m.t.data, dtype, rows, s, tokens);
+    monet__sum_panel(y, m.t.data, dtype, (int)monet__panel_rows(&m.t), rows, 1, s, tokens);
     for (int t = 0; t < tokens; ++t)
         for (int c = 0; c < GROUP; ++c) {
             double sum = (double)before[t][c], size = fabs(sum);
@@ -344,6 +344,7 @@ static void set_team(monet__team *team, int n)
 {
     memset(team, 0, sizeof *team);
     team->n = n;
+    team->kernels = monet__kernels_for(MONET_KERNELS_BEST);
     team->host.n_threads = n;
     team->host.parallel_fn = backwards;
 }
@@ -489,8 +490,9 @@ static heads make_heads(monet_dtype dtype, int n, int D, float size)
 
 static void run_heads(heads *h)
 {
-    monet__attention_forward(h->out, h->scores, h->q, h->keys.t.data, h->values.t.data,
-                             h->keys.t.dtype, h->n, h->D, h->padded);
+    monet__attention_forward(monet__kernels_for(MONET_KERNELS_BEST), h->out, h->scores, h->q,
+                             h->keys.t.data, h->values.t.data, h->keys.t.dtype, h->n, h->D,
+                             h->padded);
 }
 
 /* A weight is wrong by a factor of at most e^(2 d), d the largest error of an exponent (the dot
@@ -848,7 +850,8 @@ static void compare_token(const layer *l, int t, const float *got)
 
 static void run_layer(layer *l, float *out)
 {
-    monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T, false);
+    l->moe.routed = NULL;
+    monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T);
     for (int t = 0; t < l->T; ++t) monet__moe_output(out + t * l->moe.C, &l->moe, t);
 }
 
@@ -902,7 +905,7 @@ static void test_chunks(void)
                 make_gates(l, active);
                 run_layer(l, way ? out : first);
                 if (way) different += memcmp(first, out, size) != 0;
-                monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T, true);
+                monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T);
                 for (int t = 0; t < l->T; ++t) monet__moe_output(out + t * s->C, &l->moe, t);
                 different += memcmp(first, out, size) != 0;
             }
