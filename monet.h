@@ -4695,7 +4695,8 @@ static monet_result monet__load_statistics(const monet_model *model, monet_error
                 monet_real x = monet__get(t->data, MONET_F32, h);
                 if (!(x - x == 0) || (var && x < 0))
                     return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: entry %U is %s",
-                                       t->name, (uint64_t)h, x < 0 ? "negative" : "not finite");
+                                       t->name, (uint64_t)h,
+                                       x - x == 0 ? "negative" : "not finite");
             }
         }
     return MONET_OK;
@@ -5217,8 +5218,9 @@ static monet_result monet__model_fill(monet__plan *plan, const monet_writer_conf
     for (int layer = -1; layer <= c->arch->n_layers; ++layer)
         for (int id = 0; id < MONET__T_COUNT; ++id) {
             monet_tensor *t = &plan->tensors[k];
-            char         *data = (char *)sink.p + plan->header_size + t->offset;
+            char         *data;
             if (!monet__has_tensor(c->arch, id, layer)) continue;
+            data = (char *)sink.p + plan->header_size + t->offset;
             if (from) monet__widen_tensor(t, data, &from->tensors[k]);
             else monet__init_tensor(t, data, id, seed, k);
             t->hash = monet__hash_of(data, (size_t)t->size);
@@ -6942,7 +6944,8 @@ struct monet_trainer {
     uint64_t             user_size;
     monet_counts         counts;
     bool                 forwarded, pending, bad; /* bad: a loss since the update is not finite */
-    double               scored, pass_scored; /* targets: since the update, of this pass */
+    double               scored, pass_scored; /* own targets: since the update, of this pass */
+    double               all_scored;          /* of this pass, on all machines */
     /* the step at hand */
     int                  layer, pass;
     const monet_real    *norm_in;
@@ -7117,20 +7120,38 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     return MONET_OK;
 }
 
+/* What the trainer's own model is made of: the same sections, but no state of training. */
+static void monet__trainer_content(const monet_model *model, monet_writer_config *c,
+                                   monet__span *raw)
+{
+    memset(c, 0, sizeof *c);
+    c->arch = &model->arch;
+    memcpy(raw, model->sections, sizeof model->sections);
+    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);
+    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]);
+}
+
 MONET_API monet_result monet_trainer_size(const monet_model *model,
                                           const monet_trainer_config *config, size_t *size)
 {
-    monet_trainer draft;
-    monet_result  result;
-    uint64_t      bytes;
+    monet_trainer       draft;
+    monet_writer_config c;
+    monet__span         raw[MONET__S_COUNT];
+    monet__plan         plan;
+    monet__sink         sink;
+    monet_result        result;
+    uint64_t            bytes;
     if (!model || !size) return MONET_ERROR_ARGUMENT;
     result = monet__trainer_begin(&draft, model, config, NULL);
     if (result != MONET_OK) return result;
     bytes = monet__trainer_layout(&draft, &model->arch, NULL);
     if (bytes == UINT64_MAX) return MONET_ERROR_MEMORY;
-    bytes += draft.n * sizeof(monet_real) + model->arena_size + 128;
-    for (int kind = 1; kind < MONET__S_DATA; ++kind) bytes += model->sections[kind].size + 64;
-    *size = (size_t)bytes;
+    monet__trainer_content(model, &c, raw);
+    memset(&plan, 0, sizeof plan);
+    plan.n_tensors = model->n_tensors;
+    sink.p = NULL, sink.n = 0;
+    monet__emit_header(&plan, &sink, &c, raw, draft.n * sizeof(monet_real));
+    *size = (size_t)(bytes + 64 + plan.file_size + 64 + model->arena_size);
     return MONET_OK;
 }
 
@@ -7145,30 +7166,16 @@ MONET_API void monet_trainer_free(monet_trainer *trainer)
     monet__free(&host, trainer->arena, trainer->arena_size);
 }
 
-/* The trainer's own model: the same sections, weights widened. */
-static monet_result monet__trainer_copy(const monet_model *model, const monet_host *host,
-                                        monet_model **out, monet_error *err)
-{
-    monet_writer_config c;
-    monet_model_config  config;
-    monet__span         raw[MONET__S_COUNT];
-    memset(&c, 0, sizeof c);
-    memset(&config, 0, sizeof config);
-    memcpy(raw, model->sections, sizeof raw);
-    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);
-    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]);
-    config.host = *host;
-    c.arch = &model->arch;
-    return monet__model_new(&c, raw, &config, model, 0, out, err);
-}
-
 MONET_API monet_result monet_trainer_create(const monet_model *model,
                                             const monet_trainer_config *config,
                                             monet_trainer **out, monet_error *err)
 {
-    monet_trainer draft, *t;
-    monet_result  result;
-    uint64_t      size;
+    monet_trainer       draft, *t;
+    monet_writer_config c;
+    monet_model_config  full;
+    monet__span         raw[MONET__S_COUNT];
+    monet_result        result;
+    uint64_t            size;
     if (out) *out = NULL;
     if (!model || !out)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: model or out is NULL");
@@ -7184,7 +7191,10 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     t = (monet_trainer *)(void *)monet__align(draft.arena);
     (void)monet__trainer_layout(&draft, &model->arch, (char *)t);
     memcpy(t, &draft, sizeof draft);
-    result = monet__trainer_copy(model, &draft.team.host, &t->model, err);
+    monet__trainer_content(model, &c, raw);
+    memset(&full, 0, sizeof full);
+    full.host = draft.team.host;
+    result = monet__model_new(&c, raw, &full, model, 0, &t->model, err);
     if (result == MONET_OK) result = monet__trainer_freeze(t, err);
     if (result == MONET_OK && !monet__team_start(&t->team, &draft.team.host,
                                                   monet__kernels_for(t->config.kernels)))
@@ -7601,12 +7611,13 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
         tail[1] += t->targets[token] >= 0;
         tail[2] += t->loss[token];
     }
+    t->pass_scored = tail[1];
     monet__train_reduce(t, t->usage, t->n_usage);
+    t->all_scored = tail[1];
     monet__train_losses(t, &out);
     if (tail[3] > 0) out.total = out.cross_entropy = (double)NAN;
     if (out.total - out.total == 0) monet__train_move(t);
     else t->bad = true;
-    t->pass_scored = tail[1];
     if (losses) *losses = out;
 }
 
@@ -7728,8 +7739,8 @@ static void monet__back_gates(void *context, int item, int task)
     size_t         side = (size_t)(t->layer / t->model->arch.moe_groups) * 2 + (size_t)item % 2;
     double         tokens = t->usage[t->n_usage - 4], heads = (double)(2 * R * H);
     double         eps = (double)t->config.uniformity_eps;
-    double         unif = t->pass_scored * (double)t->config.uniformity / (heads * (double)N);
-    double         amb = t->pass_scored * (double)t->config.ambiguity / (heads * tokens);
+    double         unif = t->all_scored * (double)t->config.uniformity / (heads * (double)N);
+    double         amb = t->all_scored * (double)t->config.ambiguity / (heads * tokens);
     (void)task;
     for (size_t h = 0; h < H; ++h) {
         const monet_real *g = t->moe.gates + ((size_t)item * H + h) * N;
@@ -7935,8 +7946,10 @@ static void monet__train_update(void *context, int block, int task)
     const monet_trainer_config *c = &t->config;
     uint64_t            from = (uint64_t)block * MONET__BLOCK, end = from + MONET__BLOCK;
     size_t              low = 0, high = t->model->n_tensors;
+    monet_real          kept[MONET__BLOCK];
     (void)task;
     if (end > t->n) end = t->n;
+    memcpy(kept, t->weights + from, (size_t)(end - from) * sizeof *kept);
     while (high - low > 1) { /* the last tensor that begins at or before the block */
         size_t middle = (low + high) / 2;
         if (tensors[middle].offset / sizeof(monet_real) <= from) low = middle;
@@ -7957,6 +7970,8 @@ static void monet__train_update(void *context, int block, int task)
                                    (monet_real)(t->rate / t->correction1),
                                    (monet_real)t->correction2, (monet_real)c->eps);
     }
+    if (t->rate == 0) /* not one bit changes: -0 - 0 * m could become 0 */
+        memcpy(t->weights + from, kept, (size_t)(end - from) * sizeof *kept);
 }
 
 MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
@@ -8156,7 +8171,7 @@ static monet_result monet__trainer_state(const monet_model *model, monet_error *
         float x = monet__float(monet__u32(moments->data + 4 * k));
         if (!(x - x == 0) || (k >= bytes / 4 && x < 0))
             return monet__fail(err, MONET_ERROR_NUMERIC, "moments: number %U is %s", (uint64_t)k,
-                               x < 0 ? "negative" : "not finite");
+                               x - x == 0 ? "negative" : "not finite");
     }
     return MONET_OK;
 }
