@@ -8062,18 +8062,24 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 
 MONET_API float monet_rate_constant(int64_t step, int64_t warmup, float rate)
 {
-    return step < warmup ? (float)((double)rate * (double)(step + 1) / (double)warmup) : rate;
+    return monet_rate_cosine(step, warmup, INT64_MAX, rate, rate);
 }
 
 MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, float rate,
                                   float least)
 {
-    double part;
-    if (step < warmup) return monet_rate_constant(step, warmup, rate);
-    if (step >= total || total <= warmup) return least;
-    part = (double)(step - warmup) / (double)(total - warmup);
-    return (float)((double)least + ((double)rate - (double)least) * 0.5 *
-                   (1 + cos(3.14159265358979324 * part)));
+    double high = (double)rate, low = (double)least;
+    float  result;
+    fenv_t own;
+    monet__mode_begin(&own);
+    if (step < warmup) high *= (double)(step + 1) / (double)warmup;
+    else if (step >= total || total <= warmup) high = low;
+    else if (high != low)
+        high = low + (high - low) * 0.5 * (1 + cos(3.14159265358979324 * (double)(step - warmup) /
+                                                   (double)(total - warmup)));
+    result = (float)high;
+    monet__mode_end(&own);
+    return result;
 }
 
 /* ---- training: files -------------------------------------------------------------------------

@@ -7,9 +7,15 @@
 
      tokens (B,T)  logits (B,T,V)  hidden (L+1,B,T,C)  g1, g2 (R,B,T,H,N)  loss (1)
      greedy.prompt, greedy.tokens: a prompt and what follows it greedily, end of text ignored
+     train.tokens (steps,B,T): one batch a step, where token t+1 is the target of token t
+     grad.TENSOR: gradient of the first step, before clipping
+     train.losses (steps,3), train.grad_norms (steps): cross entropy, uniformity, ambiguity; norm of
+     the gradient before clipping
+     train.after_one.TENSOR, train.after_all.TENSOR: after the first forward pass; at the end
 
-   hidden[0] are the embeddings, hidden[l] is the output of layer l, hidden[L] comes after the final
-   norm. To make such a file from a checkpoint, with the published model's code in PyTorch:
+   TENSOR is a name of the checkpoint. hidden[0] are the embeddings, hidden[l] is the output of
+   layer l, hidden[L] comes after the final norm. To make such a file from a checkpoint, with the
+   published model's code in PyTorch (which has none for training):
 
      import torch
      from safetensors.torch import save_file
@@ -44,7 +50,9 @@
 
    EXPECTED.json may say "greedy_smallest_margin" (between the two largest logits) and
    "smallest_routing_margin" (from a normalised router logit to its cut): where a difference shows
-   up, they tell whether rounding can explain it.
+   up, they tell whether rounding can explain it. Arrays of training need its "train": {"lambda" of
+   both routing losses, "epsilon_in_log", "lr", "beta1", "beta2", "eps", "weight_decay",
+   "clip_global_norm"}.
 
    Exit status: 0 all within tolerance, 1 not, 2 wrong options or files.                        */
 #include "common.h"
@@ -54,6 +62,7 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 
+#include "hf_names.h"
 #include "run.h"
 
 #define BATCH 64             /* tokens a call: their logits and routing are kept */
@@ -70,6 +79,17 @@ typedef struct array {
     float           *found;
 } array;
 
+/* What training makes of a tensor: an array of the file that belongs to one of ours. */
+enum { GRAD, AFTER_ONE, AFTER_ALL, N_MOMENTS };
+static const char *const moments[N_MOMENTS] = {"grad.", "train.after_one.", "train.after_all."};
+
+typedef struct trained {
+    array   a;
+    int     moment;
+    size_t  tensor; /* of the model ... */
+    int32_t source; /* ... and which of the checkpoint's that it is made of */
+} trained;
+
 /* A list of tokens of the file. */
 typedef struct tokens {
     const char      *name;
@@ -77,6 +97,19 @@ typedef struct tokens {
     int32_t         *ids;
     uint64_t         count;
 } tokens;
+
+typedef struct training {
+    bool                 given;      /* EXPECTED.json says how to train */
+    monet_trainer_config config;
+    double               rate, scored; /* scored: targets of the first step */
+    tokens               input;
+    int32_t             *targets;    /* of one step */
+    int64_t              steps, B, T;
+    array                losses, norms;
+    trained             *list;
+    size_t               n, capacity;
+    monet_trainer       *trainer;
+} training;
 
 typedef struct settings {
     const char *dump;
@@ -96,6 +129,8 @@ typedef struct check {
     double            drawn_margin;     /* of the two largest logits at the first difference */
     int64_t           B, T, R, row;     /* row: the sequence that is being evaluated */
     double            greedy_margin, routing_margin; /* of EXPECTED.json; < 0 = unknown */
+    training          train;
+    int               width;            /* of the first column */
     bool              failed;
 } check;
 
@@ -155,7 +190,8 @@ static bool open_tokens(const check *c, tokens *list, const char *name, int32_t 
     if (t == NULL) return true;
     if (t->n_dims != n_dims || t->count == 0)
         return tool_fail(err, "array %s: shape is %s, expected %s, nothing 0", name,
-                         st_shape(shape, t->n_dims, t->shape), n_dims == 2 ? "(B,T)" : "(T)");
+                         st_shape(shape, t->n_dims, t->shape), n_dims == 1 ? "(T)" :
+                         n_dims == 2 ? "(B,T)" : "(steps,B,T)");
     wide = tool_alloc(t->count, sizeof *wide, err);
     list->ids = tool_alloc(t->count, sizeof *list->ids, err);
     ok = wide != NULL && list->ids != NULL && st_read_i64(&c->file, t, 0, t->count, wide, err);
@@ -192,16 +228,113 @@ static bool open_expected(check *c, const char *path, tool_error *err)
     return ok || tool_prefix(err, path);
 }
 
-static bool open_margins(check *c, const char *path, tool_error *err)
+/* How to train: "train" of EXPECTED.json. */
+static bool open_training_settings(training *t, const json_doc *doc, tool_error *err)
+{
+    uint32_t from = json_find(doc, 0, "train");
+    monet_trainer_config *to = &t->config;
+    double momentum = 0.1, values[7] = {0}; /* 0 = as monet.h has it */
+    static const char *const keys[7] = {"beta1", "beta2", "eps", "weight_decay",
+                                        "clip_global_norm", "lambda", "epsilon_in_log"};
+    float *const fields[7] = {&to->beta1, &to->beta2, &to->eps, &to->weight_decay,
+                              &to->grad_clip, &to->uniformity, &to->uniformity_eps};
+    int k;
+
+    if (json_is_null(doc, from)) return true;
+    for (k = 0; k < 7; k++) {
+        if (!json_get_double(doc, from, keys[k], 0, 1e9, &values[k], err)) return false;
+        *fields[k] = (float)values[k];
+    }
+    to->ambiguity = to->uniformity;
+    if (!json_get_double(doc, from, "lr", 0, 1e9, &t->rate, err) ||
+        !json_get_double(doc, from, "momentum", 0, 1, &momentum, err))
+        return false;
+    if (momentum != 0.1)
+        return tool_fail(err, "\"momentum\" of the statistics is %g, monet.h has 0.1", momentum);
+    t->given = true;
+    return true;
+}
+
+static bool open_settings(check *c, const char *path, tool_error *err)
 {
     json_doc doc;
+    bool ok;
 
     c->greedy_margin = c->routing_margin = -1;
     if (path == NULL) return true;
     if (!json_load(&doc, path, 1 << 26, err)) return false;
     json_double(&doc, json_find(&doc, 0, "greedy_smallest_margin"), &c->greedy_margin);
     json_double(&doc, json_find(&doc, 0, "smallest_routing_margin"), &c->routing_margin);
+    ok = open_training_settings(&c->train, &doc, err);
     json_free(&doc);
+    return ok || tool_prefix(err, path);
+}
+
+/* ---- the expected file: training ------------------------------------------------------------- */
+
+/* The arrays that belong to one of our tensors. */
+static bool open_trained(check *c, size_t tensor, const monet_tensor *of, tool_error *err)
+{
+    training *t = &c->train;
+    hf_mapping map;
+    char name[128];
+    int32_t k;
+
+    hf_map(c->arch, of, &map);
+    for (k = 0; k < map.n_sources * N_MOMENTS; k++) {
+        const hf_source *source = &map.source[k / N_MOMENTS];
+        trained x;
+        memset(&x, 0, sizeof x);
+        x.moment = k % N_MOMENTS;
+        x.tensor = tensor;
+        x.source = k / N_MOMENTS;
+        snprintf(name, sizeof name, "%s%s", moments[x.moment], source->name);
+        x.a.expected = st_find(&c->file, name);
+        if (x.a.expected == NULL) continue;
+        x.a.name = x.a.expected->name;
+        if (!expect_shape(x.a.expected, source->n_dims, source->shape, err) ||
+            !tool_grow(&t->list, &t->capacity, t->n + 1, sizeof *t->list, err))
+            return false;
+        x.a.found = tool_alloc(x.a.expected->count, sizeof *x.a.found, err);
+        if (x.a.found == NULL) return false;
+        t->list[t->n++] = x;
+    }
+    return true;
+}
+
+static bool open_history(check *c, array *a, const char *name, int32_t n_dims, tool_error *err)
+{
+    const int64_t shape[] = {c->train.steps, 3};
+
+    a->name = name;
+    a->expected = st_find(&c->file, name);
+    if (a->expected == NULL) return true;
+    if (!expect_shape(a->expected, n_dims, shape, err)) return false;
+    a->found = tool_alloc(a->expected->count, sizeof *a->found, err);
+    return a->found != NULL;
+}
+
+static bool open_training(check *c, const monet_model *model, tool_error *err)
+{
+    training *t = &c->train;
+    size_t k;
+
+    if (!t->given || st_find(&c->file, "train.tokens") == NULL) return true;
+    if (!open_tokens(c, &t->input, "train.tokens", 3, err)) return false;
+    t->steps = t->input.expected->shape[0];
+    t->B = t->input.expected->shape[1];
+    t->T = t->input.expected->shape[2];
+    if (t->B > INT32_MAX || t->T > INT32_MAX)
+        return tool_fail(err, "array train.tokens: %lld sequences of %lld tokens",
+                         (long long)t->B, (long long)t->T);
+    t->config.batch_size = (int32_t)t->B;
+    t->config.seq_len = (int32_t)t->T;
+    t->targets = tool_alloc((uint64_t)(t->B * t->T), sizeof *t->targets, err);
+    if (t->targets == NULL || !open_history(c, &t->losses, "train.losses", 2, err) ||
+        !open_history(c, &t->norms, "train.grad_norms", 1, err))
+        return false;
+    for (k = 0; k < monet_model_tensor_count(model); k++)
+        if (!open_trained(c, k, monet_model_tensor(model, k), err)) return false;
     return true;
 }
 
@@ -340,12 +473,113 @@ static bool compute_greedy(check *c, tool_error *err)
     return true;
 }
 
+/* ---- computing: training --------------------------------------------------------------------- */
+
+static bool trainer_failed(const training *t, int64_t step, const char *what, tool_error *err)
+{
+    return tool_fail(err, "training, step %lld: %s: %s", (long long)step, what,
+                     monet_trainer_error(t->trainer)->message);
+}
+
+/* The checkpoint's tensor that x->a expects, from ours; its numbers times `scale`. */
+static bool fetch(const check *c, trained *x, const monet_tensor *tensor, double scale,
+                  tool_error *err)
+{
+    hf_mapping map;
+    const hf_source *source = &map.source[x->source];
+    int64_t columns = tensor->n_dims == 1 ? tensor->shape[0] : tensor->shape[1], rows, at, k;
+    float *row = tool_alloc((uint64_t)columns, sizeof *row, err);
+    bool ok = row != NULL;
+
+    hf_map(c->arch, tensor, &map);
+    rows = tensor->n_dims == 1 ? 1 : source->shape[map.transposed ? 1 : 0];
+    for (at = 0; ok && at < rows; at++) {
+        ok = monet_tensor_read(tensor, hf_place(&map, x->source, at), 1, row) == MONET_OK ||
+             tool_fail(err, "tensor %s cannot be read", tensor->name);
+        for (k = 0; ok && k < columns; k++)
+            x->a.found[map.transposed ? k * rows + at : at * columns + k] =
+                (float)((double)row[k] * scale);
+    }
+    free(row);
+    return ok;
+}
+
+static bool fetch_all(check *c, int moment, tool_error *err)
+{
+    training *t = &c->train;
+    const monet_model *model = monet_trainer_model(t->trainer);
+    size_t k;
+
+    for (k = 0; k < t->n; k++) {
+        const monet_tensor *tensor = monet_model_tensor(model, t->list[k].tensor);
+        monet_tensor gradient;
+        if (t->list[k].moment != moment) continue;
+        if (moment == GRAD) {
+            if (monet_trainer_grad(t->trainer, tensor->name, &gradient) != MONET_OK)
+                return trainer_failed(t, 0, tensor->name, err);
+            tensor = &gradient;
+        }
+        if (!fetch(c, &t->list[k], tensor, moment == GRAD ? 1 / t->scored : 1, err)) return false;
+    }
+    return true;
+}
+
+static bool train_step(check *c, int64_t step, tool_error *err)
+{
+    training *t = &c->train;
+    const int32_t *ids = t->input.ids + step * t->B * t->T;
+    monet_losses losses;
+    monet_update update;
+    int64_t k;
+
+    for (k = 0; k < t->B * t->T; k++)
+        t->targets[k] = k % t->T + 1 < t->T ? ids[k + 1] : -1;
+    if (monet_trainer_forward(t->trainer, ids, t->targets, &losses) != MONET_OK)
+        return trainer_failed(t, step, "forward", err);
+    t->scored = (double)losses.scored;
+    if (t->losses.found != NULL) {
+        t->losses.found[3 * step] = (float)losses.cross_entropy;
+        t->losses.found[3 * step + 1] = (float)losses.uniformity;
+        t->losses.found[3 * step + 2] = (float)losses.ambiguity;
+    }
+    if (step == 0 && !fetch_all(c, AFTER_ONE, err)) return false;
+    if (monet_trainer_backward(t->trainer) != MONET_OK)
+        return trainer_failed(t, step, "backward", err);
+    if (step == 0 && !fetch_all(c, GRAD, err)) return false;
+    if (monet_trainer_update(t->trainer, (float)t->rate, &update) != MONET_OK)
+        return trainer_failed(t, step, "update", err);
+    if (update.skipped)
+        return tool_fail(err, "training, step %lld: a loss or gradient is not finite",
+                         (long long)step);
+    if (t->norms.found != NULL) t->norms.found[step] = (float)update.grad_norm;
+    return true;
+}
+
+static bool compute_training(check *c, const monet_model *model, tool_error *err)
+{
+    training *t = &c->train;
+    monet_error why = {{0}, MONET_OK};
+    monet_host host;
+    int64_t step;
+
+    if (t->input.count == 0) return true;
+    memset(&host, 0, sizeof host);
+    host.n_threads = (int)c->set.threads;
+    t->config.host = &host;
+    if (monet_trainer_create(model, &t->config, &t->trainer, &why) != MONET_OK)
+        return tool_fail(err, "training: %s", why.message);
+    for (step = 0; step < t->steps; step++)
+        if (!train_step(c, step, err)) return false;
+    return fetch_all(c, AFTER_ALL, err);
+}
+
 /* ---- comparing ------------------------------------------------------------------------------- */
 
 static void print_row(check *c, const char *name, const char *shape, const char *difference,
                       const char *tolerance, bool ok)
 {
-    printf("%-14s %-18s %-20s %-12s %s\n", name, shape, difference, tolerance, ok ? "ok" : "FAIL");
+    printf("%-*s %-18s %-20s %-12s %s\n", c->width, name, shape, difference, tolerance,
+           ok ? "ok" : "FAIL");
     if (!ok) c->failed = true;
 }
 
@@ -364,6 +598,8 @@ static const char *place_of(char out[ST_SHAPE], const st_tensor *t, uint64_t ind
 
 typedef struct comparison {
     double   largest, size; /* largest difference (NaN counts as infinite); largest |expected| */
+    double   relative;      /* largest difference as a part of its |expected| */
+    double   norm, norm_of_difference;
     uint64_t worst, flips, first_flip; /* flips: elements that are positive in one array only */
 } comparison;
 
@@ -381,9 +617,14 @@ static bool compare(const check *c, const array *a, comparison *out, tool_error 
             if (isnan(d)) d = INFINITY;
             if (d > out->largest) out->largest = d, out->worst = at + k;
             if (fabs(e) > out->size) out->size = fabs(e);
+            if (d > out->relative * fabs(e)) out->relative = e == 0 ? INFINITY : d / fabs(e);
+            out->norm += e * e;
+            out->norm_of_difference += d * d;
             if ((e > 0) != (f > 0) && out->flips++ == 0) out->first_flip = at + k;
         }
     }
+    out->norm = sqrt(out->norm);
+    out->norm_of_difference = sqrt(out->norm_of_difference);
     return true;
 }
 
@@ -459,6 +700,75 @@ static void check_greedy(check *c)
                "does not explain this");
 }
 
+/* ---- comparing: training --------------------------------------------------------------------- */
+
+/* A difference against what it may be; both are of `unit` ("largest", "norm", "each"). */
+static void check_part(check *c, const array *a, double found, double most, bool ok,
+                       const char *unit)
+{
+    char shape[ST_SHAPE], difference[32], tolerance[32];
+
+    snprintf(difference, sizeof difference, "%.2e of %s", found, unit);
+    snprintf(tolerance, sizeof tolerance, "%.2e", most);
+    print_row(c, a->name, st_shape(shape, a->expected->n_dims, a->expected->shape), difference,
+              tolerance, ok && found <= most);
+}
+
+/* A part of `whole`; 0 of nothing is 0. */
+static double part_of(double x, double whole)
+{
+    return x == 0 ? 0 : x / whole;
+}
+
+static bool check_history(check *c, const array *a, tool_error *err)
+{
+    comparison x;
+
+    if (a->expected == NULL) return true;
+    if (!compare(c, a, &x, err)) return false;
+    check_part(c, a, x.relative, 1e-5, true, "each");
+    return true;
+}
+
+static bool check_trained(check *c, const trained *t, tool_error *err)
+{
+    comparison x;
+    double most = 10 * c->train.rate;
+    char place[ST_SHAPE];
+    bool ok;
+
+    if (!compare(c, &t->a, &x, err)) return false;
+    ok = t->moment != AFTER_ALL || x.largest <= most;
+    if (t->moment == AFTER_ALL)
+        check_part(c, &t->a, part_of(x.norm_of_difference, x.norm), 1e-4, ok, "norm");
+    else
+        check_part(c, &t->a, part_of(x.largest, x.size), t->moment == GRAD ? 1e-4 : 1e-5, true,
+                   "largest");
+    if (!ok)
+        printf("    %s is off by %.2e, more than 10 steps of %.2e\n",
+               place_of(place, t->a.expected, x.worst), x.largest, c->train.rate);
+    return true;
+}
+
+static bool compare_training(check *c, tool_error *err)
+{
+    const training *t = &c->train;
+    size_t k;
+    int moment;
+
+    if (t->input.count == 0) return true;
+    for (k = 0; k < t->n; k++)
+        if ((int)t->list[k].a.expected->name_size > c->width)
+            c->width = (int)t->list[k].a.expected->name_size;
+    printf("training: %lld steps of %lld sequences of %lld tokens, rate %g\n",
+           (long long)t->steps, (long long)t->B, (long long)t->T, t->rate);
+    if (!check_history(c, &t->losses, err) || !check_history(c, &t->norms, err)) return false;
+    for (moment = 0; moment < N_MOMENTS; moment++)
+        for (k = 0; k < t->n; k++)
+            if (t->list[k].moment == moment && !check_trained(c, &t->list[k], err)) return false;
+    return true;
+}
+
 /* ---- arrays that are not compared ------------------------------------------------------------ */
 
 static bool starts_with(const char *text, const char *start)
@@ -475,24 +785,49 @@ static bool is_compared(const check *c, const char *name)
     return strcmp(name, "tokens") == 0 || starts_with(name, "greedy.");
 }
 
-static void list_others(const check *c)
+/* One bool for each array of the file: it was compared, or is input. NULL = no memory. */
+static bool *compared(const check *c, tool_error *err)
 {
-    static const char *const later[] = {"edit.", "grad.", "train."};
-    uint32_t counts[3] = {0, 0, 0}, k, i;
-    char quoted[TOOL_QUOTE], shape[ST_SHAPE];
+    const training *t = &c->train;
+    const st_tensor *others[] = {t->input.expected, t->losses.expected, t->norms.expected};
+    bool *marks = tool_alloc(c->file.n_tensors, sizeof *marks, err);
+    uint32_t i;
+    size_t k;
 
+    for (i = 0; marks != NULL && i < c->file.n_tensors; i++)
+        marks[i] = is_compared(c, c->file.tensors[i].name);
+    for (k = 0; marks != NULL && k < 3; k++)
+        if (others[k] != NULL) marks[others[k] - c->file.tensors] = true;
+    for (k = 0; marks != NULL && k < t->n; k++)
+        marks[t->list[k].a.expected - c->file.tensors] = true;
+    return marks;
+}
+
+static bool list_others(const check *c, tool_error *err)
+{
+    uint32_t edits = 0, trains = 0, k;
+    char quoted[TOOL_QUOTE], shape[ST_SHAPE];
+    bool *marks = compared(c, err);
+
+    if (marks == NULL) return false;
     for (k = 0; k < c->file.n_tensors; k++) {
         const st_tensor *t = &c->file.tensors[k];
-        for (i = 0; i < 3 && !starts_with(t->name, later[i]); i++) continue;
-        if (i < 3)
-            counts[i]++;
-        else if (!is_compared(c, t->name))
+        bool is_training = starts_with(t->name, "grad.") || starts_with(t->name, "train.");
+        if (marks[k]) continue;
+        if (starts_with(t->name, "edit."))
+            edits++;
+        else if (is_training && c->train.input.count == 0)
+            trains++;
+        else
             printf("%s %s: unknown, not checked\n", tool_quote(quoted, t->name, t->name_size),
                    st_shape(shape, t->n_dims, t->shape));
     }
-    for (i = 0; i < 3; i++)
-        if (counts[i] > 0)
-            printf("%s*: %u arrays, not checked by this version\n", later[i], counts[i]);
+    if (edits > 0) printf("edit.*: %u arrays, not checked by this version\n", edits);
+    if (trains > 0)
+        printf("grad.*, train.*: %u arrays, not checked: there is no %s\n", trains,
+               c->train.given ? "train.tokens" : "EXPECTED.json with \"train\"");
+    free(marks);
+    return true;
 }
 
 /* ---- dump ------------------------------------------------------------------------------------ */
@@ -508,37 +843,61 @@ static bool dump_ids(st_writer *w, size_t index, const int32_t *ids, uint64_t n,
     return true;
 }
 
-/* Every array that was computed and its inputs, under the names of the expected file. */
+typedef struct dumped { /* floats or ids */
+    const st_tensor *tensor;
+    const float     *floats;
+    const int32_t   *ids;
+} dumped;
+
+static size_t add_dumped(dumped *list, size_t n, const array *a, const tokens *t,
+                         const int32_t *ids)
+{
+    const st_tensor *tensor = a != NULL ? a->expected : t->expected;
+
+    if (tensor == NULL || (a == NULL && ids == NULL)) return n;
+    list[n].tensor = tensor;
+    list[n].floats = a != NULL ? a->found : NULL;
+    list[n].ids = ids;
+    return n + 1;
+}
+
+/* Every array that was computed and its inputs. */
+static size_t list_dumped(const check *c, dumped *list)
+{
+    const training *t = &c->train;
+    size_t n = 0, k;
+
+    for (k = 0; k < N_ARRAYS; k++) n = add_dumped(list, n, &c->arrays[k], NULL, NULL);
+    n = add_dumped(list, n, &t->losses, NULL, NULL);
+    n = add_dumped(list, n, &t->norms, NULL, NULL);
+    for (k = 0; k < t->n; k++) n = add_dumped(list, n, &t->list[k].a, NULL, NULL);
+    n = add_dumped(list, n, NULL, &c->input, c->input.ids);
+    n = add_dumped(list, n, NULL, &c->prompt, c->prompt.ids);
+    n = add_dumped(list, n, NULL, &c->greedy, c->drawn);
+    return add_dumped(list, n, NULL, &t->input, t->input.ids);
+}
+
+/* Writes them under the names of the expected file. */
 static bool dump(const check *c, tool_error *err)
 {
-    const tokens *lists[] = {&c->input, &c->prompt, &c->greedy};
-    const int32_t *ids[] = {c->input.ids, c->prompt.ids, c->drawn};
+    dumped *list = tool_alloc(N_ARRAYS + 6 + c->train.n, sizeof *list, err);
+    size_t n = list == NULL ? 0 : list_dumped(c, list), k;
     st_writer w;
-    size_t index = 0;
-    int k;
-    bool ok = true;
+    bool ok = list != NULL;
 
     memset(&w, 0, sizeof w);
-    for (k = 0; ok && k < N_ARRAYS; k++) {
-        const st_tensor *t = c->arrays[k].expected;
-        if (t != NULL) ok = st_writer_add(&w, t->name, ST_F32, t->n_dims, t->shape, err);
-    }
-    for (k = 0; ok && k < 3; k++) {
-        const st_tensor *t = lists[k]->expected;
-        if (t != NULL && ids[k] != NULL)
-            ok = st_writer_add(&w, t->name, ST_I32, t->n_dims, t->shape, err);
-    }
+    for (k = 0; ok && k < n; k++)
+        ok = st_writer_add(&w, list[k].tensor->name, list[k].ids != NULL ? ST_I32 : ST_F32,
+                           list[k].tensor->n_dims, list[k].tensor->shape, err);
     ok = ok && st_writer_start(&w, c->set.dump, err);
-    for (k = 0; ok && k < N_ARRAYS; k++) {
-        const array *a = &c->arrays[k];
-        if (a->expected != NULL)
-            ok = st_writer_put_f32(&w, index++, a->found, a->expected->count, err);
+    for (k = 0; ok && k < n; k++) {
+        uint64_t count = list[k].tensor->count;
+        ok = list[k].ids != NULL ? dump_ids(&w, k, list[k].ids, count, err)
+                                 : st_writer_put_f32(&w, k, list[k].floats, count, err);
     }
-    for (k = 0; ok && k < 3; k++)
-        if (lists[k]->expected != NULL && ids[k] != NULL)
-            ok = dump_ids(&w, index++, ids[k], lists[k]->count, err);
     ok = ok && st_writer_commit(&w, err);
     st_writer_free(&w);
+    free(list);
     if (ok) printf("wrote %s\n", c->set.dump);
     return ok;
 }
@@ -551,7 +910,7 @@ static bool has_work(const check *c)
 
     for (k = 0; k < N_ARRAYS; k++)
         if (c->arrays[k].expected != NULL) return true;
-    return c->greedy.count > 0;
+    return c->greedy.count > 0 || c->train.input.count > 0;
 }
 
 static bool start_session(check *c, const monet_model *model, tool_error *err)
@@ -566,7 +925,7 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
     if ((uint64_t)c->T > context) context = (uint64_t)c->T;
     if (!has_work(c))
         return tool_fail(err, "the file holds no array that this version compares: logits, hidden, "
-                         "g1, g2, loss, greedy.tokens");
+                         "g1, g2, loss, greedy.tokens, or train.tokens with EXPECTED.json");
     if (context > INT32_MAX)
         return tool_fail(err, "a sequence has %llu tokens, at most %d are possible",
                          (unsigned long long)context, INT32_MAX);
@@ -585,11 +944,12 @@ static bool compare_all(check *c, tool_error *err)
 {
     int k;
 
+    c->width = 14;
     printf("%-14s %-18s %-20s %-12s\n", "array", "shape", "largest difference", "tolerance");
     for (k = 0; k < N_ARRAYS; k++)
         if (!check_array(c, k, err)) return false;
     check_greedy(c);
-    list_others(c);
+    if (!compare_training(c, err) || !list_others(c, err)) return false;
     if (c->greedy_margin >= 0)
         printf("smallest margin of the expected greedy tokens: %.2e\n", c->greedy_margin);
     if (c->routing_margin >= 0)
@@ -601,6 +961,19 @@ static bool compare_all(check *c, tool_error *err)
     return true;
 }
 
+static void close_training(training *t)
+{
+    size_t k;
+
+    for (k = 0; k < t->n; k++) free(t->list[k].a.found);
+    free(t->list);
+    free(t->losses.found);
+    free(t->norms.found);
+    free(t->input.ids);
+    free(t->targets);
+    monet_trainer_free(t->trainer);
+}
+
 static int check_model(check *c, const char **files, size_t n_files, tool_error *err)
 {
     monet_model *model = NULL;
@@ -609,14 +982,17 @@ static int check_model(check *c, const char **files, size_t n_files, tool_error 
 
     if (ok) c->arch = monet_model_arch(model);
     ok = ok && open_expected(c, files[1], err) &&
-         open_margins(c, n_files > 2 ? files[2] : NULL, err) && start_session(c, model, err) &&
-         compute_sequences(c, err) && compute_greedy(c, err) && compare_all(c, err) &&
+         open_settings(c, n_files > 2 ? files[2] : NULL, err) &&
+         (open_training(c, model, err) || tool_prefix(err, files[1])) &&
+         start_session(c, model, err) && compute_sequences(c, err) && compute_greedy(c, err) &&
+         compute_training(c, model, err) && compare_all(c, err) &&
          (c->set.dump == NULL || dump(c, err));
     for (k = 0; k < N_ARRAYS; k++) free(c->arrays[k].found);
     free(c->input.ids);
     free(c->prompt.ids);
     free(c->greedy.ids);
     free(c->drawn);
+    close_training(&c->train);
     monet_session_free(c->session);
     monet_model_free(model);
     st_close(&c->file);
