@@ -6943,7 +6943,8 @@ struct monet_trainer {
     void                *user;      /* bytes of monet_trainer_load, in a block of the host */
     uint64_t             user_size;
     monet_counts         counts;
-    bool                 forwarded, pending, bad; /* bad: a loss since the update is not finite */
+    bool                 forwarded, pending;
+    bool                 pass_bad, bad; /* a loss is not finite: of this pass, since the update */
     double               scored, pass_scored; /* own targets: since the update, of this pass */
     double               all_scored;          /* of this pass, on all machines */
     /* the step at hand */
@@ -7616,8 +7617,8 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
     t->all_scored = tail[1];
     monet__train_losses(t, &out);
     if (tail[3] > 0) out.total = out.cross_entropy = (double)NAN;
-    if (out.total - out.total == 0) monet__train_move(t);
-    else t->bad = true;
+    t->pass_bad = !(out.total - out.total == 0);
+    if (!t->pass_bad) monet__train_move(t);
     if (losses) *losses = out;
 }
 
@@ -7906,6 +7907,7 @@ MONET_API monet_result monet_trainer_backward(monet_trainer *trainer)
     t->forwarded = false;
     t->pending = true;
     t->scored += t->pass_scored;
+    t->bad = t->bad || t->pass_bad;
     if (t->bad) return MONET_OK; /* the update will be skipped */
     monet__mode_begin(&own);
     monet__back_logits(t);
