@@ -3635,8 +3635,9 @@ static void monet__router_backward(monet_real *dg, const monet_real *g, int N)
 /* x with P(normal > x) = k/N: where the cut lies so that k half-experts survive on average. */
 static double monet__sigma(int k, int N)
 {
-    double low = -40, high = 40, tail;
-    fenv_t own;
+    double          low = -40, high = 40, tail;
+    volatile double result; /* volatile: compilers move other results across the mode */
+    fenv_t          own;
     monet__mode_begin(&own);
     tail = (double)k / N;
     for (int step = 0; step < 100; ++step) { /* erfc falls: bisection always converges */
@@ -3644,8 +3645,9 @@ static double monet__sigma(int k, int N)
         if (0.5 * erfc(middle / sqrt(2.0)) > tail) low = middle;
         else high = middle;
     }
+    result = 0.5 * (low + high);
     monet__mode_end(&own);
-    return 0.5 * (low + high);
+    return result;
 }
 
 /* ---- experts ----------------------------------------------------------------------- >>experts
@@ -3746,6 +3748,7 @@ static void monet__moe_sizes(monet__moe *moe, const monet_arch *arch, int max_to
 {
     uint64_t N = (uint64_t)arch->moe_experts, tokens = (uint64_t)max_tokens;
     uint64_t usual = (uint64_t)arch->moe_heads * (uint64_t)arch->moe_topk * 5 / 4 + 8;
+    fenv_t   own;
     if (usual > N) usual = N;
     moe->horizontal = arch->decompose == MONET_HORIZONTAL;
     moe->C = arch->dim;
@@ -3760,7 +3763,9 @@ static void monet__moe_sizes(monet__moe *moe, const monet_arch *arch, int max_to
     moe->max_slots = tokens * usual > N ? tokens * usual : N;
     moe->max_pairs = tokens * usual * usual > N * N ? tokens * usual * usual : N * N;
     if (moe->max_slots > INT32_MAX) moe->max_slots = INT32_MAX; /* slots are 32-bit numbers */
+    monet__mode_begin(&own);
     moe->sigma = (monet_real)monet__sigma(arch->moe_topk, arch->moe_experts);
+    monet__mode_end(&own);
 }
 
 /* The lists of one token and side: half-experts with a gate above 0 in some head. */
@@ -8070,10 +8075,12 @@ MONET_API float monet_rate_constant(int64_t step, int64_t warmup, float rate)
 MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, float rate,
                                   float least)
 {
-    double high = (double)rate, low = (double)least;
-    float  result;
-    fenv_t own;
+    volatile double start = (double)rate, end = (double)least; /* volatile: compilers move the */
+    volatile float  result;                                    /* rest across the mode         */
+    double          high, low;
+    fenv_t          own;
     monet__mode_begin(&own);
+    high = start, low = end;
     if (step < warmup) high *= (double)(step + 1) / (double)warmup;
     else if (step >= total || total <= warmup) high = low;
     else if (high != low)
