@@ -103,6 +103,7 @@ done
 
 # ---- programs as people use them
 run cli sh tests/test_cli.sh "$tmp/bin" examples/monet-4m.monet
+run train sh tests/test_train.sh "$tmp/bin"
 
 echo
 echo "$passed passed, $failed failed"
