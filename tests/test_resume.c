@@ -753,7 +753,8 @@ static void each_failure_of_memory(const char *name, monet_result (*call)(void))
 static void failures_of_memory(void)
 {
     monet_trainer_config c = usual(1);
-    const char *source = tiny_path("source.monet");
+    char source[256];
+    strcpy(source, tiny_path("source.monet"));
     c.host = &host;
     CHECK_EQ(monet_trainer_save(trainer, source, "user", 4, NULL), MONET_OK);
     CHECK_EQ(monet_trainer_create(model, &c, &heap_trainer, NULL), MONET_OK);
