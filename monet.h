@@ -53,7 +53,7 @@
 
      API                  >>base >>tensors >>model >>writer >>tokenizer_api >>session_api
                           >>routing_api >>taps_api >>sampling_api >>generation_api >>training_api
-     implementation       >>platform >>memory >>numbers >>hash >>kernels >>threads >>layers
+     implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
                           >>routing >>sampling >>generation >>training >>undef
 
@@ -82,7 +82,7 @@
 
      MONET_STATIC         all functions static: two libraries may embed monet.h in one program
      MONET_NO_STDIO       no file functions: load from memory only
-     MONET_NO_SIMD        plain C kernels only (they are all there is in this version)
+     MONET_NO_SIMD        plain C kernels only; else AVX2 or AVX-512 if the processor has them
      MONET_NO_TRAINING    leaves the trainer out
      MONET_THREADS        sessions with host.n_threads > 1 get a pool of pthreads
      MONET_REAL           the type of the arithmetic: float. The tests build with double, to check
@@ -102,9 +102,9 @@
    DETERMINISM
 
      Equal inputs give equal bits, for any number of threads and any split of a prompt into evals:
-     every sum has one fixed order (16 partial sums, then one tree). The caller's rounding mode does
-     not matter: eval works in the default one. Another compiler or other flags may round
-     differently: the last digits differ then.
+     every sum has one fixed order (16 partial sums, then one tree); gradients and checkpoints too.
+     The caller's rounding mode does not matter: all works in the default one. Another compiler,
+     other flags or another instruction set (>>simd) may round differently: the last digits differ.
 
    SECURITY
 
@@ -664,7 +664,8 @@ MONET_API void monet_trainer_free(monet_trainer *trainer); /* NULL is allowed */
 MONET_API const monet_error *monet_trainer_error(const monet_trainer *trainer);
 /* tokens and targets are (B,T); targets[t] is the token to predict after tokens[t], -1 = none. One
    out of range: MONET_ERROR_ARGUMENT before any work. Losses that are not finite are no error, but
-   running statistics do not move then. losses may be NULL.                                       */
+   running statistics do not move then. Without a scored target there are no gradients at all, also
+   of the routing losses. losses may be NULL.                                                     */
 MONET_API monet_result monet_trainer_forward(monet_trainer *trainer, const int32_t *tokens,
                                              const int32_t *targets, monet_losses *losses);
 /* Once after each forward: MONET_ERROR_STATE otherwise. */
