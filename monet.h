@@ -4540,11 +4540,8 @@ static monet_result monet__load_section(monet_model *model, const uint8_t *entry
     if (!kind) return monet__fail(err, MONET_ERROR_FORMAT, "section kind is 0");
     if (kind == MONET__S_MOMENTS) {
         model->moments_hash = monet__u64(entry + 24);
-    } else if (kind == MONET__S_DATA) {
-        if (monet__u64(entry + 24))
-            return monet__fail(err, MONET_ERROR_FORMAT, "section %U: its hash is not 0",
-                               (uint64_t)kind);
-    } else if (monet__hash_of(model->base + offset, (size_t)size) != monet__u64(entry + 24)) {
+    } else if (kind != MONET__S_DATA &&
+               monet__hash_of(model->base + offset, (size_t)size) != monet__u64(entry + 24)) {
         return monet__fail(err, MONET_ERROR_FORMAT, "section %U: hash does not match",
                            (uint64_t)kind);
     }
@@ -4777,6 +4774,9 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
 static monet_result monet__load_counts(monet_model *model, monet_error *err)
 {
     const monet__span *s = model->sections;
+    if (!s[MONET__S_STATE].data != !s[MONET__S_MOMENTS].data)
+        return monet__fail(err, MONET_ERROR_FORMAT, "training state without section %d",
+                           s[MONET__S_STATE].data ? MONET__S_MOMENTS : MONET__S_STATE);
     model->n_tensors = model->has_weights ? monet__count_tensors(&model->arch) : 0;
     if (s[MONET__S_TENSORS].count != model->n_tensors)
         return monet__fail(err, MONET_ERROR_FORMAT, "%U tensors, this architecture has %U",

@@ -229,8 +229,8 @@ static void section_fields(void)
     static const char *const names[] = {"", "architecture", "tensors", "tokenizer", "metadata",
                                         "data"};
     static const field fields[] = {
-        {"kind", 0, 4, FORMAT | VERSION, "twice|is needed and not known|kind is 0", NULL, false,
-         NULL},
+        {"kind", 0, 4, FORMAT | VERSION, "twice|is needed and not known|kind is 0|training state",
+         NULL, false, NULL},
         {"flags", 4, 4, 0, "", any, false, NULL},
         {"offset", 8, 8, FORMAT, "expected to begin", NULL, false, NULL},
         {"size", 16, 8, FORMAT,
@@ -541,7 +541,7 @@ static void sections(void)
         assembled("a section twice", q, n + 1, FORMAT, ": twice");
     }
     for (size_t k = 0; k <= n; k++) {
-        static const uint32_t kinds[] = {6, 100, 0x80000000u, 0xFFFFFFFFu};
+        static const uint32_t kinds[] = {8, 100, 0x80000000u, 0xFFFFFFFFu};
         memcpy(q, p, k * sizeof *q);
         memcpy(q + k + 1, p + k, (n - k) * sizeof *q);
         q[k].data = extra;
