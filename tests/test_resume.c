@@ -540,7 +540,7 @@ static void state_fields(const tiny_file *good)
             snprintf(words, sizeof words, "count %d is %llu", (int)k, (unsigned long long)bad[v]);
             field(good, state + 8 * k, 8, bad[v], MONET_ERROR_FORMAT, words);
         }
-    field(good, entry, 4, 99, MONET_ERROR_FORMAT, "no training state");
+    field(good, entry, 4, 99, MONET_ERROR_FORMAT, "training state without section 6");
     field(good, entry, 4, MOMENTS, MONET_ERROR_FORMAT, "twice");
     field(good, entry, 4, DATA, MONET_ERROR_FORMAT, NULL);
     field(good, entry, 4, 0, MONET_ERROR_FORMAT, "kind is 0");
@@ -581,7 +581,7 @@ static void moments_fields(const tiny_file *good)
     }
     field(good, at + size / 2, 4, 0xbf800000, MONET_ERROR_NUMERIC, "negative");
     field(good, at + size - 4, 4, 0x80000001, MONET_ERROR_NUMERIC, "negative");
-    field(good, entry, 4, 98, MONET_ERROR_FORMAT, "no training state");
+    field(good, entry, 4, 98, MONET_ERROR_FORMAT, "training state without section 7");
     field(good, entry, 4, STATE, MONET_ERROR_FORMAT, "twice");
     field(good, entry + 8, 8, at - 64, MONET_ERROR_FORMAT, "expected to begin");
     field(good, entry + 16, 8, size - 4, MONET_ERROR_FORMAT, NULL);
