@@ -235,7 +235,9 @@ typedef struct monet_host {
    bf16 the columns in order, since an even and an odd one share a 32-bit word. That is the split
    order: activations are kept the same way, and all dtypes sum in the same order.
    monet_tensor_place is the one function that knows all this.                                    */
-typedef enum monet_dtype { MONET_F32 = 0, MONET_F16 = 1, MONET_BF16 = 2 } monet_dtype;
+typedef enum monet_dtype {
+    MONET_F32 = 0, MONET_F16 = 1, MONET_BF16 = 2, MONET_Q8 = 3, MONET_Q4 = 4
+} monet_dtype;
 typedef enum monet_layout { MONET_ROWS = 0, MONET_PANELS = 1, MONET_SUMS = 2 } monet_layout;
 
 typedef struct monet_tensor {
@@ -442,10 +444,19 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
 /* Instruction sets that sums are computed with, chosen when an object is made. Results of two of
    them differ in the last digits. One that the processor lacks gives the best that it has.       */
 typedef enum monet_kernels {
-    MONET_KERNELS_BEST = 0, MONET_KERNELS_SCALAR, MONET_KERNELS_AVX2, MONET_KERNELS_AVX512
+    MONET_KERNELS_BEST = 0, MONET_KERNELS_SCALAR, MONET_KERNELS_AVX2, MONET_KERNELS_AVX512,
+    MONET_KERNELS_BF16, /* AVX-512 with BF16 and VNNI: differs from AVX512 in fast mode only */
+    MONET_KERNELS_AMX,  /* the same with AMX tiles */
+    MONET_KERNELS_NEON, MONET_KERNELS_WASM
 } monet_kernels;
-/* The name of what `kernels` gives here: "scalar", "avx2", "avx512". */
+/* The name of what `kernels` gives here: "scalar", "avx2", "avx512", ... */
 MONET_API const char *monet_kernels_name(monet_kernels kernels);
+
+/* EXACT: activations are f32; a prompt in pieces or whole, one thread or many give the same bits.
+   FAST: products of many tokens round activations to bf16, and products with q8 and q4 weights to
+   8 bits with a scale every 32; the same calls give the same bits, other pieces may not. Router
+   logits stay accurate to f32 in both.                                                           */
+typedef enum monet_mode { MONET_EXACT = 0, MONET_FAST = 1 } monet_mode;
 
 /* ---- session ------------------------------------------------------------------- >>session_api
    One sequence: its tokens, KV cache and last logits. It counts positions itself.                */
@@ -462,6 +473,7 @@ typedef struct monet_session_config {
     void             *memory;          /* put the session here (aligned to 64 bytes) ... */
     size_t            memory_size;     /* ... instead of allocating; see monet_session_size */
     monet_kernels     kernels;         /* 0 = the best that this processor has */
+    monet_mode        mode;
 } monet_session_config;
 
 /* Bytes that the session needs, KV cache and all. */
