@@ -3337,6 +3337,17 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
     for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
 }
 
+/* Writes one row, in natural order, of a tensor. */
+static void monet__put_row(const monet_tensor *t, void *data, int row, const monet_real *x)
+{
+    size_t n = (size_t)t->shape[1], padded = (size_t)monet__round_up(n, MONET__GROUP);
+    for (size_t c = 0; c < padded; c += MONET__GROUP) {
+        size_t at = monet_tensor_place(t, row, (int64_t)c);
+        for (size_t k = 0; k < MONET__GROUP; ++k)
+            monet__put(data, t->dtype, at + monet__in_group(t, k), c + k < n ? x[c + k] : 0);
+    }
+}
+
 /* ---- layers ------------------------------------------------------------------------- >>layers
    Each works on plain arrays. "split" marks vectors in split order, padded to whole groups.      */
 
@@ -3542,42 +3553,26 @@ static void monet__rope_backward(monet_real *dhead, const monet_real *cosine, /*
 #endif
 
 /* ---- layers: attention -----------------------------------------------------------------------
-   One query head of one token against the cached keys and values of positions 0..n-1:
-   out = sum_j softmax_j(q . k_j / sqrt(D)) v_j. Heads are padded to 16 with zeros in the cache.
-   Every query sums over positions in ascending order, whatever else is in the batch.             */
-static void monet__attention_forward(const monet__kernels *kernels, monet_real *out, /* (D) */
-                                     monet_real *scores, const monet_real *q, /* (n) (D) */
-                                     const void *keys, const void *values,    /* (S,padded) */
-                                     monet_dtype dtype, int n, int D, int padded)
-{
-    monet_real scale = 1 / monet__sqrt((monet_real)D), max, sum;
-    size_t     width = (size_t)padded;
-    for (int j = 0; j < n; ++j)
-        scores[j] = kernels->dot(q, keys, dtype, (size_t)j * width, width);
-    sum = kernels->softmax(scores, (size_t)n, scale, &max);
-    for (int d = 0; d < D; ++d) out[d] = 0;
-    for (int j = 0; j < n; ++j)
-        kernels->axpy(out, scores[j] / sum, values, dtype, (size_t)j * width, (size_t)D);
-}
-
-#ifndef MONET_NO_TRAINING
-/* A block of up to 32 queries of positions first..first+n-1 against the keys and values of a
-   sequence, which are panels: (groups,T,32). Rows of queries and outputs are (n,32*groups). Query t
-   sees keys 0..first+t; what comes after has weight 0.                                           */
+   out = sum_j softmax_j(q . k_j / sqrt(D)) v_j for one head and a block of queries, those of
+   positions first..first+n-1. Query t sees keys 0..first+t; what comes after has weight 0. Keys are
+   a MONET_PANELS panel of all positions, values a MONET_SUMS panel. Every query sums over positions
+   in ascending order, whatever else is in the block; no table of all pairs is ever made.         */
 typedef struct monet__queries {
     const monet__kernels *kernels;
-    const monet_real     *keys, *values;
-    int                   T, D, first, n;
-    size_t                groups;
+    const void           *keys, *values;
+    monet_dtype           dtype;
+    int                   key_rows, value_rows; /* positions in a panel, padding included */
+    int                   D, first, n;          /* n: 1..MONET__TOKENS */
+    size_t                groups;               /* rows of q and out are 32*groups, q split */
     const monet_real     *q[MONET__TOKENS];
-    monet_real           *p[MONET__TOKENS]; /* (first+n) weights of each query */
+    monet_real           *p[MONET__TOKENS];     /* (first+n) weights of each query */
 } monet__queries;
 
 static void monet__attention_weights(const monet__queries *a)
 {
     monet_real scale = 1 / monet__sqrt((monet_real)a->D);
     int        rows = a->first + a->n;
-    a->kernels->dot_panel(a->p, a->keys, MONET_F32, a->T, rows, a->groups, a->q, a->n);
+    a->kernels->dot_panel(a->p, a->keys, a->dtype, a->key_rows, rows, a->groups, a->q, a->n);
     for (int t = 0; t < a->n; ++t) {
         monet_real *p = a->p[t], max, sum;
         int         seen = a->first + t + 1;
@@ -3587,6 +3582,15 @@ static void monet__attention_weights(const monet__queries *a)
     }
 }
 
+static void monet__attention_forward(const monet__queries *a, monet_real *const *out)
+{
+    monet__attention_weights(a);
+    for (int t = 0; t < a->n; ++t) memset(out[t], 0, a->groups * MONET__GROUP * sizeof **out);
+    a->kernels->sum_panel(out, a->values, a->dtype, a->value_rows, a->first + a->n, a->groups,
+                          (const monet_real *const *)a->p, a->n);
+}
+
+#ifndef MONET_NO_TRAINING
 /* With p the weights and dp_j = dout . v_j:  dv_j += p_j dout,
    ds_j = p_j (dp_j - sum_k p_k dp_k) / sqrt(D),  dq += sum_j ds_j k_j,  dk_j += ds_j q.
    dkeys and dvalues are panels as keys and values are; ds: scratch, (n) rows of (first+n).       */
@@ -3598,14 +3602,14 @@ static void monet__attention_backward(const monet__queries *a, monet_real *const
     int                      rows = a->first + a->n;
     const monet_real *const *p = (const monet_real *const *)a->p;
     const monet_real *const *s = (const monet_real *const *)ds;
-    a->kernels->dot_panel(ds, a->values, MONET_F32, a->T, rows, a->groups, dout, a->n);
-    a->kernels->outer_panel(dvalues, a->T, rows, a->groups, p, dout, a->n);
+    a->kernels->dot_panel(ds, a->values, MONET_F32, a->value_rows, rows, a->groups, dout, a->n);
+    a->kernels->outer_panel(dvalues, a->value_rows, rows, a->groups, p, dout, a->n);
     for (int t = 0; t < a->n; ++t) {
         monet_real mean = a->kernels->dot(p[t], ds[t], MONET_F32, 0, (size_t)rows);
         for (int j = 0; j < rows; ++j) ds[t][j] = p[t][j] * (ds[t][j] - mean) * scale;
     }
-    a->kernels->sum_panel(dq, a->keys, MONET_F32, a->T, rows, a->groups, s, a->n);
-    a->kernels->outer_panel(dkeys, a->T, rows, a->groups, s, a->q, a->n);
+    a->kernels->sum_panel(dq, a->keys, MONET_F32, a->key_rows, rows, a->groups, s, a->n);
+    a->kernels->outer_panel(dkeys, a->key_rows, rows, a->groups, s, a->q, a->n);
 }
 #endif
 
@@ -5939,8 +5943,9 @@ struct monet_session {
     monet_error        error;
     monet__team        team;
     int                S, B;      /* positions of the cache, tokens computed together */
-    int                D, padded; /* size of a head, and in the cache: a multiple of 16 */
-    monet_dtype        kv_dtype;
+    int                D, padded; /* size of a head, and padded to whole groups */
+    int                block;     /* queries of a head computed together */
+    monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
     bool               capture, all_logits;
     monet_tap_fn       tap_fn;
     void              *tap_user;
@@ -5948,13 +5953,14 @@ struct monet_session {
     int                n_last;       /* tokens of the last eval, if it went well */
     int                n_logits;     /* rows of logits that are valid */
     int32_t           *tokens;       /* (S) */
-    char              *keys, *values;/* (L,K,S,padded) of kv_dtype */
+    char              *keys, *values;/* (L,K) panels */
     monet_real        *cosine, *sine;/* (S,D/2) */
     monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
     monet_real        *split;        /* (B,stride) input of a product */
     size_t             stride;
     monet_real        *q, *k, *v;    /* (B,C) (B,K*D) (B,K*D) */
-    monet_real        *scores;       /* (tasks,S+padded): also a query, padded */
+    monet_real        *scores;       /* (tasks,block,row): a query, its output, its weights */
+    size_t             row;
     monet_real        *logits;       /* (V), or (B,V) for all_logits */
     monet__candidate  *candidates;   /* (V) */
     monet__moe         moe;
@@ -5981,12 +5987,10 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     arena.base = base;
     arena.used = sizeof *s;
     arena.overflow = false;
-    cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads; /* at most 2^28 */
-    cache *= (uint64_t)s->padded;                            /* at most 2^49 */
-    if (!monet__mul(&cache, cache, S)) arena.overflow = true;
+    cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads;
     s->tokens = (int32_t *)monet__take(&arena, S, sizeof(int32_t));
-    s->keys = (char *)monet__take(&arena, cache, monet_dtype_size(s->kv_dtype));
-    s->values = (char *)monet__take(&arena, cache, monet_dtype_size(s->kv_dtype));
+    s->keys = (char *)monet__take(&arena, cache, s->key_panel.size);
+    s->values = (char *)monet__take(&arena, cache, s->value_panel.size);
     s->cosine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->sine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->x = (monet_real *)monet__take(&arena, B * C, size);
@@ -5995,7 +5999,8 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->q = (monet_real *)monet__take(&arena, B * C, size);
     s->k = (monet_real *)monet__take(&arena, B * KD, size);
     s->v = (monet_real *)monet__take(&arena, B * KD, size);
-    s->scores = (monet_real *)monet__take(&arena, tasks * (S + (uint64_t)s->padded), size);
+    s->scores = (monet_real *)monet__take(&arena, tasks * (uint64_t)s->block,
+                                          s->row * size);
     s->logits = (monet_real *)monet__take(&arena, s->all_logits ? B * V : V, size);
     s->candidates = (monet__candidate *)monet__take(&arena, V, sizeof(monet__candidate));
     monet__moe_layout(&s->moe, &arena, s->team.n, s->capture ? routers : 1);
@@ -6003,6 +6008,19 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->all_active = s->moe.active;
     s->all_n_active = s->moe.n_active;
     return arena.overflow || arena.used > SIZE_MAX / 2 ? UINT64_MAX : arena.used;
+}
+
+/* Keys or values of one head at S positions. */
+static void monet__session_panel(monet_tensor *t, const monet_session *s, monet_layout layout,
+                                 monet_dtype dtype)
+{
+    t->dtype = dtype;
+    t->layout = layout;
+    t->panel = s->S;
+    t->n_dims = 2;
+    t->shape[0] = s->S;
+    t->shape[1] = s->D;
+    (void)monet__tensor_size(t, &t->size); /* S and D are far from 2^32 */
 }
 
 /* Checks the config and sets all sizes of a session that does not exist yet. */
@@ -6036,9 +6054,14 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
         return monet__fail(err, MONET_ERROR_ARGUMENT, "max_batch is %d: too much for %d heads",
                            s->B, a->n_heads);
     s->D = a->dim / a->n_heads;
-    s->padded = (int)monet__round_up((uint64_t)s->D, MONET__LANES);
+    s->padded = (int)monet__round_up((uint64_t)s->D, MONET__GROUP);
+    s->row = (size_t)monet__round_up((uint64_t)s->S, MONET__LANES) + 2 * (size_t)s->padded;
+    s->block = (1 << 20) / s->S; /* scores of a task take 4 MB, or one row */
+    s->block = s->block < 1 ? 1 : s->block > MONET__TOKENS ? MONET__TOKENS : s->block;
+    if (s->block > s->B) s->block = s->B;
     s->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
-    s->kv_dtype = full->kv_dtype;
+    monet__session_panel(&s->key_panel, s, MONET_PANELS, full->kv_dtype);
+    monet__session_panel(&s->value_panel, s, MONET_SUMS, full->kv_dtype);
     s->capture = full->capture_routing;
     s->all_logits = full->all_logits;
     monet__moe_sizes(&s->moe, a, s->B);
@@ -6175,11 +6198,11 @@ static void monet__step_moe_out(void *context, int t, int task)
     monet__moe_output(s->h + (size_t)t * (size_t)s->model->arch.dim, &s->moe, t);
 }
 
-/* Element of the cache where a head's vector at a position begins. */
-static size_t monet__kv_place(const monet_session *s, int kv_head, int position)
+/* Panel of a head of the current layer. */
+static char *monet__kv_panel(const monet_session *s, char *base, const monet_tensor *t, int head)
 {
-    size_t head = (size_t)s->layer * (size_t)s->model->arch.n_kv_heads + (size_t)kv_head;
-    return (head * (size_t)s->S + (size_t)position) * (size_t)s->padded;
+    return base + ((size_t)s->layer * (size_t)s->model->arch.n_kv_heads + (size_t)head) *
+                      (size_t)t->size;
 }
 
 /* Keys (turned by rope) and values of one token go into the cache. */
@@ -6191,32 +6214,46 @@ static void monet__step_cache(void *context, int t, int task)
     (void)task;
     for (int head = 0; head < K; ++head) {
         size_t      from = ((size_t)t * (size_t)K + (size_t)head) * (size_t)D;
-        size_t      to = monet__kv_place(s, head, position);
         monet_real *k = s->k + from, *v = s->v + from;
         monet__rope_forward(k, s->cosine + angle, s->sine + angle, D);
-        for (int d = 0; d < s->padded; ++d) {
-            monet__put(s->keys, s->kv_dtype, to + (size_t)d, d < D ? k[d] : 0);
-            monet__put(s->values, s->kv_dtype, to + (size_t)d, d < D ? v[d] : 0);
-        }
+        monet__put_row(&s->key_panel, monet__kv_panel(s, s->keys, &s->key_panel, head), position,
+                       k);
+        monet__put_row(&s->value_panel, monet__kv_panel(s, s->values, &s->value_panel, head),
+                       position, v);
     }
 }
 
-/* One head of one token; items are head by head, so that a thread's keys stay in its cache. */
+/* A block of queries of one head: item = head * blocks + block, so that a thread's keys stay in its
+   cache.                                                                                         */
 static void monet__step_attention(void *context, int item, int task)
 {
     monet_session    *s = (monet_session *)context;
-    const monet_arch *a = &s->model->arch;
-    int               head = item / s->n, t = item % s->n, D = s->D, position = s->first + t;
-    size_t            at = ((size_t)t * (size_t)a->n_heads + (size_t)head) * (size_t)D;
-    size_t            angle = (size_t)position * (size_t)(D / 2), size, keys;
-    monet_real       *q = s->scores + (size_t)task * (size_t)(s->S + s->padded);
-    memcpy(q, s->q + at, (size_t)D * sizeof *q);
-    memset(q + D, 0, (size_t)(s->padded - D) * sizeof *q);
-    monet__rope_forward(q, s->cosine + angle, s->sine + angle, D);
-    size = monet_dtype_size(s->kv_dtype);
-    keys = monet__kv_place(s, head / (a->n_heads / a->n_kv_heads), 0) * size;
-    monet__attention_forward(s->team.kernels, s->h + at, q + s->padded, q, s->keys + keys,
-                             s->values + keys, s->kv_dtype, position + 1, D, s->padded);
+    const monet_arch *arch = &s->model->arch;
+    int               blocks = (s->n + s->block - 1) / s->block, from = item % blocks * s->block;
+    int               head = item / blocks, kv = head / (arch->n_heads / arch->n_kv_heads);
+    size_t            D = (size_t)s->D, P = (size_t)s->padded;
+    monet_real       *out[MONET__TOKENS];
+    monet__queries    a;
+    a.kernels = s->team.kernels;
+    a.keys = monet__kv_panel(s, s->keys, &s->key_panel, kv);
+    a.values = monet__kv_panel(s, s->values, &s->value_panel, kv);
+    a.dtype = s->key_panel.dtype;
+    a.key_rows = s->S, a.value_rows = (int)monet__panel_rows(&s->value_panel);
+    a.D = s->D, a.first = s->first + from;
+    a.n = s->n - from < s->block ? s->n - from : s->block;
+    a.groups = P / MONET__GROUP;
+    for (int t = 0; t < a.n; ++t) {
+        size_t      at = ((size_t)(from + t) * (size_t)arch->n_heads + (size_t)head) * D;
+        size_t      angle = (size_t)(a.first + t) * (D / 2);
+        monet_real *q = s->scores + ((size_t)task * (size_t)s->block + (size_t)t) * s->row;
+        monet__rope_forward(s->q + at, s->cosine + angle, s->sine + angle, s->D);
+        monet__to_split(q, s->q + at, D);
+        a.q[t] = q, out[t] = q + P, a.p[t] = q + 2 * P;
+    }
+    monet__attention_forward(&a, out);
+    for (int t = 0; t < a.n; ++t)
+        memcpy(s->h + ((size_t)(from + t) * (size_t)arch->n_heads + (size_t)head) * D, out[t],
+               D * sizeof **out);
 }
 
 /* Gates and list of one side of one token: item = 2 * token + side. */
@@ -6271,7 +6308,7 @@ static monet_result monet__eval_attention(monet_session *s)
     p[2] = monet__product_of(layer->w[MONET__T_V], s->v, KD);
     monet__linear_forward(&s->team, p, 3, s->split, s->stride, s->n);
     monet__each(&s->team, s->n, monet__step_cache, s);
-    monet__each(&s->team, s->n * a->n_heads, monet__step_attention, s);
+    monet__each(&s->team, (s->n + s->block - 1) / s->block * a->n_heads, monet__step_attention, s);
     monet__each(&s->team, s->n, monet__step_split, s);
     p[0] = monet__product_of(layer->w[MONET__T_O], s->h, C);
     monet__linear_forward(&s->team, p, 1, s->split, s->stride, s->n);
@@ -7325,7 +7362,9 @@ static monet__queries monet__train_queries(const monet_trainer *t, int b, int he
     q.kernels = t->team.kernels;
     q.keys = kept->k + kv;
     q.values = kept->v + kv;
-    q.T = t->T, q.D = t->D, q.first = first;
+    q.dtype = MONET_F32;
+    q.key_rows = q.value_rows = t->T;
+    q.D = t->D, q.first = first;
     q.n = t->T - first < MONET__TOKENS ? t->T - first : MONET__TOKENS;
     q.groups = P / MONET__GROUP;
     for (int k = 0; k < q.n; ++k) {

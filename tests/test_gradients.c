@@ -983,7 +983,7 @@ static void attention_weights(const layer *l)
             double dot = 0;
             for (size_t c = 0; c < width; ++c)
                 dot += l->x[0][(size_t)t * width + c] *
-                       l->x[1][(c / 32 * (size_t)a->T + (size_t)j) * 32 + c % 32];
+                       l->x[1][(c / 32 * (size_t)a->key_rows + (size_t)j) * 32 + c % 32];
             a->p[t][j] = j <= a->first + t ? exp(dot / sqrt((double)a->D)) : 0;
             sum += a->p[t][j];
         }
@@ -1002,7 +1002,7 @@ static double attention_loss(const layer *l)
         for (int j = 0; j < a->first + a->n; ++j)
             for (size_t c = 0; c < 32 * a->groups; ++c)
                 total += l->dout[(size_t)t * 32 * a->groups + c] * a->p[t][j] *
-                         l->x[2][(c / 32 * (size_t)a->T + (size_t)j) * 32 + c % 32];
+                         l->x[2][(c / 32 * (size_t)a->key_rows + (size_t)j) * 32 + c % 32];
     return total;
 }
 
@@ -1023,7 +1023,8 @@ static void attention(const subject *s, int T, int D, int first, int n)
     l.dout = random_numbers((size_t)n * width);
     a->kernels = s->trainer->team.kernels;
     a->keys = l.x[1], a->values = l.x[2];
-    a->T = T, a->D = D, a->first = first, a->n = n, a->groups = groups;
+    a->dtype = MONET_F32, a->key_rows = a->value_rows = T;
+    a->D = D, a->first = first, a->n = n, a->groups = groups;
     for (int t = 0; t < n; ++t) {
         a->q[t] = l.x[0] + (size_t)t * width;
         a->p[t] = p + (size_t)t * seen, ds[t] = scratch + (size_t)t * seen;
