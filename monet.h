@@ -779,6 +779,8 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
+#define MONET__FAST_TOKENS 512 /* and one of fast mode */
+#define MONET__FAST_LEAST 4 /* fewer tokens of a half-expert are quicker in f32 */
 #define MONET__BLOCK_GROUPS 4 /* column groups of a block that stays in cache */
 
 /* ---- memory and errors -------------------------------------------------------------- >>memory
@@ -2126,6 +2128,32 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
     return monet__kernels_for(kernels)->name;
 }
 
+/* ---- kernels: fast mode --------------------------------------------------------------- >>fast */
+typedef struct monet__codes { /* 32 columns of one activation vector as signed bytes */
+    int8_t  code[32];         /* split order; value = scale * code */
+    int32_t fix8[8], fix4[4]; /* what the offset of q8 and q4 codes adds, taken away */
+    float   scale, pad[3];
+} monet__codes;
+
+typedef struct monet__fast {
+    const char *name;
+    void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
+    void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
+                int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
+                void *scratch);
+    void (*quantize)(monet__codes *out, const monet_real *x, size_t groups);
+    void (*dot_int8)(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
+                     int n_rows, size_t groups, const monet__codes *x);
+} monet__fast;
+
+static size_t monet__fast_scratch(size_t groups) { return groups; }
+static const monet__fast *monet__fast_for(monet_kernels wanted)
+{
+    static const monet__fast none = {"none", NULL, NULL, NULL, NULL};
+    (void)wanted;
+    return &none;
+}
+
 /* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
    Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, a text as
    characters; then, again and again, the adjacent pair of best priority (score of the merged piece,
@@ -3381,64 +3409,137 @@ static monet_real monet__rmsnorm_backward(monet_real *dx, const monet_real *dout
 
 /* ---- layers: linear --------------------------------------------------------------------------
    out[t] = W x[t] for up to three matrices that read the same x: q, k, v share one pass.         */
+typedef struct monet__input { /* what the products of a layer read */
+    int               n;      /* tokens */
+    const monet_real *x;      /* (n, stride) split */
+    size_t            stride;
+    /* fast mode has these too; NULL in exact mode */
+    const monet__fast *fast;
+    uint16_t          *rounded;      /* (n, parts*32*groups) bf16, natural order */
+    size_t             rounded_stride;
+    monet__codes      *codes;        /* of one token alone */
+    char              *scratch;      /* (tasks, scratch_size) */
+    size_t             scratch_size;
+} monet__input;
+
 typedef struct monet__product {
     const monet_tensor *w;   /* MONET_PANELS (rows, C) */
     monet_real         *out; /* (n_tokens, stride) */
     size_t              stride;
+    int                 parts; /* fast mode: 1 = x is rounded to bf16; 3 = it is taken whole */
 } monet__product;
 
 typedef struct monet__linear {
     const monet__kernels *kernels;
     const monet__product *products;
-    int                   n_products, n_tokens;
-    const monet_real     *x; /* (n_tokens, x_stride) split */
-    size_t                x_stride;
+    const monet__input   *in;
+    int                   n_products, n_tasks;
 } monet__linear;
+
+static monet__input monet__input_of(const monet_real *x, size_t stride, int n)
+{
+    monet__input in;
+    memset(&in, 0, sizeof in);
+    in.x = x;
+    in.stride = stride;
+    in.n = n;
+    return in;
+}
 
 static int monet__n_panels(const monet_tensor *w)
 {
     return (int)((w->shape[0] + w->panel - 1) / w->panel);
 }
 
-static void monet__linear_panel(void *context, int item, int task)
+static size_t monet__n_groups(const monet_tensor *w)
 {
-    const monet__linear  *job = (const monet__linear *)context;
-    const monet__product *p = job->products;
-    const monet_real     *x[MONET__TOKENS];
-    monet_real           *out[MONET__TOKENS];
-    const char           *panel;
-    int                   rows;
-    (void)task;
-    for (; item >= monet__n_panels(p->w); ++p) item -= monet__n_panels(p->w);
-    panel = (const char *)p->w->data +
-            (size_t)item * monet__panel_size(p->w) * monet_dtype_size(p->w->dtype);
-    rows = (int)(p->w->shape[0] - (int64_t)item * MONET__ROWS);
-    if (rows > MONET__ROWS) rows = MONET__ROWS;
-    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
-        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
-        for (int k = 0; k < n; ++k) {
-            x[k] = job->x + (size_t)(t + k) * job->x_stride;
-            out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)item * MONET__ROWS;
+    return (size_t)(w->shape[1] + MONET__GROUP - 1) / MONET__GROUP;
+}
+
+/* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, the others follow. */
+static const uint16_t *monet__rounded(const monet__input *in, size_t t, size_t groups, int part)
+{
+    return in->rounded + t * in->rounded_stride + (size_t)part * groups * MONET__GROUP;
+}
+
+/* Rows first..end-1 of one product, for all tokens. */
+static void monet__linear_exact(const monet__linear *job, const monet__product *p, int first,
+                                int end)
+{
+    const monet__input *in = job->in;
+    const monet_real   *x[MONET__TOKENS];
+    monet_real         *out[MONET__TOKENS];
+    for (int t = 0; t < in->n; t += MONET__TOKENS) { /* these stay in cache */
+        int n = in->n - t < MONET__TOKENS ? in->n - t : MONET__TOKENS;
+        for (int k = 0; k < n; ++k) x[k] = in->x + (size_t)(t + k) * in->stride;
+        for (int r = first; r < end; r += p->w->panel) {
+            const char *panel = (const char *)p->w->data + (size_t)(r / p->w->panel) *
+                                monet__panel_size(p->w) * monet_dtype_size(p->w->dtype);
+            int         rows = end - r < p->w->panel ? end - r : p->w->panel;
+            for (int k = 0; k < n; ++k)
+                out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)r;
+            job->kernels->dot_panel(out, panel, p->w->dtype, p->w->panel, rows,
+                                    monet__n_groups(p->w), x, n);
         }
-        job->kernels->dot_panel(out, panel, p->w->dtype, MONET__ROWS, rows,
-                         (size_t)(p->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP, x, n);
+    }
+}
+
+/* The same in fast mode; false if that has nothing better for this product. */
+static bool monet__linear_fast(const monet__linear *job, const monet__product *p, int first,
+                               int end, int task)
+{
+    const monet__input *in = job->in;
+    monet_dtype         dtype = p->w->dtype;
+    size_t              groups = monet__n_groups(p->w);
+    const uint16_t     *x[MONET__FAST_TOKENS];
+    monet_real         *out[MONET__FAST_TOKENS];
+    const char         *panel = (const char *)p->w->data + (size_t)(first / p->w->panel) *
+                                monet__panel_size(p->w) * monet_dtype_size(dtype);
+    if (in->n == 1) {
+        if (!in->codes || (dtype != MONET_Q8 && dtype != MONET_Q4)) return false;
+        in->fast->dot_int8(p->out + first, panel, dtype, p->w->panel, end - first, groups,
+                           in->codes);
+        return true;
+    }
+    if (!in->rounded || (p->parts == 3 && dtype != MONET_BF16)) return false;
+    for (int t = 0; t < in->n; t += MONET__FAST_TOKENS) {
+        int n = in->n - t < MONET__FAST_TOKENS ? in->n - t : MONET__FAST_TOKENS;
+        for (int k = 0; k < n; ++k) {
+            x[k] = monet__rounded(in, (size_t)(t + k), groups, p->parts == 3 ? 0 : 2);
+            out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)first;
+        }
+        in->fast->dot(out, panel, dtype, p->w->panel, end - first, groups, x, p->parts, n,
+                      in->scratch + (size_t)task * in->scratch_size);
+    }
+    return true;
+}
+
+/* One task's share of the panels of all products. */
+static void monet__linear_share(void *context, int item, int task)
+{
+    const monet__linear *job = (const monet__linear *)context;
+    for (int k = 0; k < job->n_products; ++k) {
+        const monet__product *p = &job->products[k];
+        int64_t panels = monet__n_panels(p->w), rows = p->w->shape[0];
+        int64_t first = panels * item / job->n_tasks * p->w->panel;
+        int64_t end = panels * (item + 1) / job->n_tasks * p->w->panel;
+        if (end > rows) end = rows;
+        if (first < end && !(job->in->fast && monet__linear_fast(job, p, (int)first, (int)end,
+                                                                 task)))
+            monet__linear_exact(job, p, (int)first, (int)end);
     }
 }
 
 static void monet__linear_forward(monet__team *team, const monet__product *products,
-                                  int n_products, const monet_real *x, size_t x_stride,
-                                  int n_tokens)
+                                  int n_products, const monet__input *in)
 {
     monet__linear job;
-    int           panels = 0;
     job.kernels = team->kernels;
     job.products = products;
     job.n_products = n_products;
-    job.n_tokens = n_tokens;
-    job.x = x;
-    job.x_stride = x_stride;
-    for (int k = 0; k < n_products; ++k) panels += monet__n_panels(products[k].w);
-    monet__each(team, panels, monet__linear_panel, &job);
+    job.in = in;
+    job.n_tasks = team->n;
+    monet__each(team, team->n, monet__linear_share, &job);
 }
 
 #ifndef MONET_NO_TRAINING
@@ -3710,15 +3811,14 @@ typedef struct monet__moe {
     monet_real *scratch;        /* (tasks,2*H*N+N) */
     /* the current layer */
     const monet__experts *w;
-    const monet_real     *x;    /* (max_tokens,x_stride) split */
-    size_t                x_stride;
+    const monet__input   *in;
     monet_real           *y;    /* (max_tokens,y_stride) */
 #ifndef MONET_NO_TRAINING
     bool        trains;         /* set before the layout: what follows is wanted */
     monet_real *ds[2], *da[2], *dsums[2];         /* as s, a, sums */
     monet_real *dgates;                           /* as gates, of one router; added to */
     monet_real *du[2], *dbias[2], *dv[2], *db[2]; /* gradients of weights; NULL = frozen */
-    monet_real *dx;                               /* (max_tokens,x_stride) split; added to */
+    monet_real *dx;                               /* as in->x; added to */
 #endif
 } monet__moe;
 
@@ -3893,7 +3993,7 @@ static void monet__moe_route(monet__moe *moe, monet__team *team, int first, int 
 
 /* A job by half-experts: they go to the task in whose share of the slots they begin, so that tasks
    are even. Axes without these weights are left out.                                             */
-typedef void (*monet__half_fn)(monet__moe *moe, int axis, int i);
+typedef void (*monet__half_fn)(monet__moe *moe, int axis, int i, int task);
 
 typedef struct monet__moe_job {
     monet__moe                *moe;
@@ -3907,7 +4007,6 @@ static void monet__moe_share(void *context, int item, int task)
     const monet__moe_job *job = (const monet__moe_job *)context;
     monet__moe           *moe = job->moe;
     uint64_t              total = 0, at = 0;
-    (void)task;
     for (int axis = 0; axis < 2; ++axis)
         if (job->weights[axis]) total += moe->start[axis][moe->N];
     for (int axis = 0; axis < 2; ++axis) {
@@ -3916,7 +4015,7 @@ static void monet__moe_share(void *context, int item, int task)
             uint64_t begin = at + moe->start[axis][i];
             if (moe->start[axis][i] < moe->start[axis][i + 1] &&
                 begin * (uint64_t)job->n_tasks / total == (uint64_t)item)
-                job->fn(moe, axis, i);
+                job->fn(moe, axis, i, task);
         }
         at += moe->start[axis][moe->N];
     }
@@ -3933,25 +4032,43 @@ static void monet__moe_halves(monet__moe *moe, monet__team *team, monet__half_fn
     monet__each(team, team->n, monet__moe_share, &job);
 }
 
-/* a = relu(U n + bias)^2 for one half-expert and all its tokens. */
-static void monet__half_expert(monet__moe *moe, int axis, int i)
+/* U n of one half-expert and a block of its tokens. */
+static void monet__half_products(const monet__moe *moe, const monet_tensor *u, int i,
+                                 monet_real *const *out, const uint32_t *user, int n, int task)
 {
-    const monet_tensor *u = moe->w->u[axis];
-    const monet_real   *x[MONET__TOKENS], *bias;
-    monet_real         *out[MONET__TOKENS];
+    const monet__input *in = moe->in;
+    const monet_real   *x[MONET__TOKENS];
+    const uint16_t     *rounded[MONET__TOKENS];
     int                 m = moe->m;
-    const char *panel = (const char *)u->data +
-                        (size_t)i * monet__panel_size(u) * monet_dtype_size(u->dtype);
-    bias = (const monet_real *)moe->w->bias[axis]->data + (size_t)i * (size_t)m;
+    size_t              groups = monet__n_groups(u);
+    const char         *panel = (const char *)u->data +
+                                (size_t)i * monet__panel_size(u) * monet_dtype_size(u->dtype);
+    if (in->codes && in->n == 1 && (u->dtype == MONET_Q8 || u->dtype == MONET_Q4)) {
+        in->fast->dot_int8(out[0], panel, u->dtype, m, m, groups, in->codes);
+        return;
+    }
+    for (int t = 0; t < n; ++t) {
+        x[t] = in->x + user[2 * t] * in->stride;
+        if (in->rounded) rounded[t] = monet__rounded(in, user[2 * t], groups, 2);
+    }
+    if (in->rounded && n >= MONET__FAST_LEAST)
+        in->fast->dot(out, panel, u->dtype, m, m, groups, rounded, 1, n,
+                      in->scratch + (size_t)task * in->scratch_size);
+    else moe->kernels->dot_panel(out, panel, u->dtype, m, m, groups, x, n);
+}
+
+/* a = relu(U n + bias)^2 for one half-expert and all its tokens. */
+static void monet__half_expert(monet__moe *moe, int axis, int i, int task)
+{
+    monet_real       *out[MONET__TOKENS];
+    int               m = moe->m;
+    const monet_real *bias = (const monet_real *)moe->w->bias[axis]->data + (size_t)i * (size_t)m;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
-        int n = 0;
-        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
-            const uint32_t *user = moe->users[axis] + 2 * (size_t)(k + (uint32_t)n);
-            x[n] = moe->x + user[0] * moe->x_stride;
-            out[n] = moe->a[axis] + user[1] * (size_t)m;
-        }
-        moe->kernels->dot_panel(out, panel, u->dtype, m, m, (size_t)(moe->C + MONET__GROUP - 1) /
-                                MONET__GROUP, x, n);
+        const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
+        int             n = 0;
+        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
+            out[n] = moe->a[axis] + user[2 * n + 1] * (size_t)m;
+        monet__half_products(moe, moe->w->u[axis], i, out, user, n, task);
         for (int t = 0; t < n; ++t)
             for (int q = 0; q < m; ++q) {
                 monet_real h = out[t][q] + bias[q];
@@ -4041,19 +4158,18 @@ static void monet__moe_v(void *context, int item, int task)
 
 /* y (n_tokens, y_stride) of one layer. Where gates are new, `routed` must be NULL. */
 static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__experts *w,
-                               const monet_real *x, size_t x_stride, int n_tokens)
+                               const monet__input *in)
 {
     monet__moe_job job;
     memset(&job, 0, sizeof job);
     moe->kernels = team->kernels;
     moe->w = w;
-    moe->x = x;
-    moe->x_stride = x_stride;
+    moe->in = in;
     job.moe = moe;
     job.n_tasks = team->n;
-    memset(moe->y, 0, (size_t)n_tokens * moe->y_stride * sizeof *moe->y);
-    for (int t = 0; t < n_tokens; t = moe->end) {
-        monet__moe_route(moe, team, t, n_tokens);
+    memset(moe->y, 0, (size_t)in->n * moe->y_stride * sizeof *moe->y);
+    for (int t = 0; t < in->n; t = moe->end) {
+        monet__moe_route(moe, team, t, in->n);
         monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, moe->end - t, monet__moe_p, moe);
         monet__each(team, team->n, monet__moe_v, &job);
@@ -4077,7 +4193,7 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
      U   dz = 2 sqrt(a) da, dU_i += dz n^T, dbias += dz                    by half-expert
          dn += dz U_i                                                      by column
    A half-expert that no token uses gets no gradient and costs nothing. Weights are native.       */
-static void monet__moe_dv(monet__moe *moe, int axis, int i)
+static void monet__moe_dv(monet__moe *moe, int axis, int i, int task)
 {
     const monet_tensor *v = moe->w->v[axis];
     const monet_real   *dy[MONET__TOKENS], *s[MONET__TOKENS], *bias;
@@ -4086,6 +4202,7 @@ static void monet__moe_dv(monet__moe *moe, int axis, int i)
     size_t              column = axis && !moe->horizontal ? moe->y_stride / 2 : 0;
     size_t              width = (size_t)moe->width, size = monet__panel_size(v);
     size_t              groups = size / ((size_t)rows * MONET__GROUP);
+    (void)task;
     bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
@@ -4168,11 +4285,12 @@ static void monet__moe_dp(void *context, int item, int task)
 }
 
 /* dz in place of da; dU and dbias of one half-expert. */
-static void monet__moe_du(monet__moe *moe, int axis, int i)
+static void monet__moe_du(monet__moe *moe, int axis, int i, int task)
 {
     const monet_real *x[MONET__TOKENS], *dz[MONET__TOKENS];
     size_t            size = monet__panel_size(moe->w->u[axis]), m = (size_t)moe->m;
     monet_real       *dbias = moe->dbias[axis] ? moe->dbias[axis] + (size_t)i * m : NULL;
+    (void)task;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
@@ -4184,7 +4302,7 @@ static void monet__moe_du(monet__moe *moe, int axis, int i)
                 da[q] = a[q] > 0 ? 2 * monet__sqrt(a[q]) * da[q] : 0;
                 if (dbias) dbias[q] += da[q];
             }
-            x[n] = moe->x + user[2 * n] * moe->x_stride;
+            x[n] = moe->in->x + user[2 * n] * moe->in->stride;
             dz[n] = da;
         }
         if (moe->du[axis])
@@ -4206,7 +4324,7 @@ static void monet__moe_dx_half(monet__moe *moe, int axis, int i, int first, int 
         int             n = 0;
         for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
             dz[n] = moe->da[axis] + user[2 * n + 1] * m;
-            dx[n] = moe->dx + user[2 * n] * moe->x_stride + at;
+            dx[n] = moe->dx + user[2 * n] * moe->in->stride + at;
         }
         moe->kernels->sum_panel(dx, w + at * m, MONET_F32, (int)m, (int)m, (size_t)(end - first),
                                 dz, n);
@@ -4229,7 +4347,7 @@ static void monet__moe_dx(void *context, int item, int task)
 
 /* moe->y holds dy (n_tokens, y_stride); adds to dx, dgates and the gradients of the weights. */
 static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet__experts *w,
-                                const monet_real *x, size_t x_stride, int n_tokens)
+                                const monet__input *in)
 {
     monet__moe_job job;
     memset(&job, 0, sizeof job);
@@ -4237,11 +4355,10 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
     job.n_tasks = team->n;
     moe->kernels = team->kernels;
     moe->w = w;
-    moe->x = x;
-    moe->x_stride = x_stride;
-    for (int t = 0; t < n_tokens; t = moe->end) {
+    moe->in = in;
+    for (int t = 0; t < in->n; t = moe->end) {
         int n;
-        monet__moe_route(moe, team, t, n_tokens);
+        monet__moe_route(moe, team, t, in->n);
         n = moe->end - t;
         monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, n, monet__moe_p, moe);
@@ -5958,6 +6075,7 @@ struct monet_session {
     monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
     monet_real        *split;        /* (B,stride) input of a product */
     size_t             stride;
+    monet__input       in;           /* the same, with what fast mode adds */
     monet_real        *q, *k, *v;    /* (B,C) (B,K*D) (B,K*D) */
     monet_real        *scores;       /* (tasks,block,row): a query, its output, its weights */
     size_t             row;
@@ -5996,6 +6114,15 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->x = (monet_real *)monet__take(&arena, B * C, size);
     s->h = (monet_real *)monet__take(&arena, B * C, size);
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
+    s->in.x = s->split;
+    s->in.stride = s->stride;
+    if (s->in.fast && s->in.fast->dot) {
+        s->in.rounded = (uint16_t *)monet__take(&arena, B * s->in.rounded_stride, 2);
+        s->in.scratch = (char *)monet__take(&arena, tasks, s->in.scratch_size);
+    }
+    if (s->in.fast && s->in.fast->dot_int8)
+        s->in.codes = (monet__codes *)monet__take(&arena, C / MONET__GROUP + 1,
+                                                  sizeof(monet__codes));
     s->q = (monet_real *)monet__take(&arena, B * C, size);
     s->k = (monet_real *)monet__take(&arena, B * KD, size);
     s->v = (monet_real *)monet__take(&arena, B * KD, size);
@@ -6039,6 +6166,9 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            "0..%d and 0 or more", full->context, full->max_batch, 1 << 24);
     if (!monet_dtype_size(full->kv_dtype))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "kv_dtype is %d", (int)full->kv_dtype);
+    if (full->mode != MONET_EXACT && full->mode != MONET_FAST)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "mode is %d, must be 0 or 1",
+                           (int)full->mode);
     if (full->host) host = full->host;
     if (host->n_threads < 0 || host->n_threads > 256)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "n_threads is %d, must be 0..256",
@@ -6060,6 +6190,12 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     s->block = s->block < 1 ? 1 : s->block > MONET__TOKENS ? MONET__TOKENS : s->block;
     if (s->block > s->B) s->block = s->B;
     s->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
+    if (full->mode == MONET_FAST) {
+        size_t groups = s->stride / MONET__GROUP;
+        s->in.fast = monet__fast_for(full->kernels);
+        s->in.rounded_stride = (3 * groups + 1) * MONET__GROUP;
+        s->in.scratch_size = monet__fast_scratch(groups);
+    }
     monet__session_panel(&s->key_panel, s, MONET_PANELS, full->kv_dtype);
     monet__session_panel(&s->value_panel, s, MONET_SUMS, full->kv_dtype);
     s->capture = full->capture_routing;
@@ -6175,12 +6311,24 @@ static void monet__step_norm(void *context, int t, int task)
                            s->weight, C, (monet_real)s->model->arch.norm_eps);
 }
 
+/* Input t of the next products, from natural order. */
+static void monet__split_token(monet_session *s, int t, const monet_real *x)
+{
+    monet__input *in = &s->in;
+    size_t        C = (size_t)s->model->arch.dim, groups = (C + MONET__GROUP - 1) / MONET__GROUP;
+    monet_real   *split = s->split + (size_t)t * s->stride;
+    monet__to_split(split, x, C);
+    if (in->n == 1 && in->codes) in->fast->quantize(in->codes, split, groups);
+    if (in->n > 1 && in->rounded)
+        in->fast->round(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
+}
+
 static void monet__step_split(void *context, int t, int task)
 {
     monet_session *s = (monet_session *)context;
     size_t         C = (size_t)s->model->arch.dim;
     (void)task;
-    monet__to_split(s->split + (size_t)t * s->stride, s->h + (size_t)t * C, C);
+    monet__split_token(s, t, s->h + (size_t)t * C);
 }
 
 static void monet__step_add(void *context, int t, int task)
@@ -6292,6 +6440,7 @@ static monet__product monet__product_of(const monet_tensor *w, monet_real *out, 
     p.w = w;
     p.out = out;
     p.stride = stride;
+    p.parts = 1;
     return p;
 }
 
@@ -6306,12 +6455,12 @@ static monet_result monet__eval_attention(monet_session *s)
     p[0] = monet__product_of(layer->w[MONET__T_Q], s->q, C);
     p[1] = monet__product_of(layer->w[MONET__T_K], s->k, KD);
     p[2] = monet__product_of(layer->w[MONET__T_V], s->v, KD);
-    monet__linear_forward(&s->team, p, 3, s->split, s->stride, s->n);
+    monet__linear_forward(&s->team, p, 3, &s->in);
     monet__each(&s->team, s->n, monet__step_cache, s);
     monet__each(&s->team, (s->n + s->block - 1) / s->block * a->n_heads, monet__step_attention, s);
     monet__each(&s->team, s->n, monet__step_split, s);
     p[0] = monet__product_of(layer->w[MONET__T_O], s->h, C);
-    monet__linear_forward(&s->team, p, 1, s->split, s->stride, s->n);
+    monet__linear_forward(&s->team, p, 1, &s->in);
     if (!monet__tap(s, MONET_SITE_ATTENTION_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
     monet__each(&s->team, s->n, monet__step_add, s);
     return MONET_OK;
@@ -6331,7 +6480,8 @@ static monet_result monet__eval_router(monet_session *s)
     moe->routed = NULL;
     p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], moe->gates, 2 * HN);
     p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], moe->gates + HN, 2 * HN);
-    monet__linear_forward(&s->team, p, 2, s->split, s->stride, s->n);
+    p[0].parts = p[1].parts = 3;
+    monet__linear_forward(&s->team, p, 2, &s->in);
     monet__each(&s->team, 2 * s->n, monet__step_gates, s);
     for (int item = 0; item < 2 * s->n; ++item)
         if (moe->bad[item])
@@ -6349,7 +6499,7 @@ static monet_result monet__eval_moe(monet_session *s)
     monet__each(&s->team, s->n, monet__step_split, s);
     if (s->layer % s->model->arch.moe_groups == 0) result = monet__eval_router(s);
     if (result != MONET_OK) return result;
-    monet__moe_forward(&s->moe, &s->team, &layer->experts, s->split, s->stride, s->n);
+    monet__moe_forward(&s->moe, &s->team, &layer->experts, &s->in);
     monet__each(&s->team, s->n, monet__step_moe_out, s);
     if (!monet__tap(s, MONET_SITE_MOE_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
     monet__each(&s->team, s->n, monet__step_add, s);
@@ -6365,9 +6515,9 @@ static monet_result monet__eval_logits(monet_session *s)
     monet__product    p = monet__product_of(s->model->lm_head, s->logits, V);
     monet__eval_norm(s, s->model->norm);
     if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
-    for (int t = from; t < s->n; ++t)
-        monet__to_split(s->split + (size_t)(t - from) * s->stride, s->h + (size_t)t * C, C);
-    monet__linear_forward(&s->team, &p, 1, s->split, s->stride, rows);
+    s->in.n = rows;
+    for (int t = from; t < s->n; ++t) monet__split_token(s, t - from, s->h + (size_t)t * C);
+    monet__linear_forward(&s->team, &p, 1, &s->in);
     for (size_t k = 0; k < (size_t)rows * V; ++k)
         if (!(s->logits[k] - s->logits[k] == 0))
             return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not "
@@ -6413,6 +6563,7 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
         monet_result result;
         s->first = s->length + (int)at;
         s->n = count - at < (size_t)s->B ? (int)(count - at) : s->B;
+        s->in.n = s->n;
         for (int t = 0; t < s->n; ++t)
             s->tokens[s->first + t] = tokens ? tokens[at + (size_t)t] : -1;
         if (tokens) monet__each(&s->team, s->n, monet__step_embed, s);
@@ -6979,6 +7130,7 @@ struct monet_trainer {
     monet_real          *h, *dx;    /* (BT,C) */
     monet_real          *rstd;      /* (BT) of the norm at hand */
     monet_real          *split, *dsplit; /* (BT,stride) input of a product, and its gradient */
+    monet__input         in;             /* the same input */
     monet_real          *wide;      /* (BT,3C) rows of q, k, v, or of their gradients */
     monet_real          *dheads;    /* dq, dk, dv as q, k, v are kept */
     monet_real          *scores;    /* (tasks,32,2T+padded) weights of queries, their gradients */
@@ -7040,6 +7192,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     t->dx = MONET__REALS(BT * C);
     t->rstd = MONET__REALS(BT);
     t->split = MONET__REALS(BT * t->stride);
+    t->in = monet__input_of(t->split, t->stride, t->BT);
     t->dsplit = MONET__REALS(BT * t->stride);
     t->wide = MONET__REALS(BT * 3 * C);
     t->dheads = MONET__REALS(BT * P * (A + 2 * K));
@@ -7424,12 +7577,12 @@ static void monet__train_attention(monet_trainer *t)
     p[0] = monet__product_of(layer->w[MONET__T_Q], t->wide, 3 * C);
     p[1] = monet__product_of(layer->w[MONET__T_K], t->wide + C, 3 * C);
     p[2] = monet__product_of(layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
-    monet__linear_forward(&t->team, p, 3, t->split, t->stride, t->BT);
+    monet__linear_forward(&t->team, p, 3, &t->in);
     monet__each(&t->team, t->BT, monet__train_heads, t);
     monet__each(&t->team, t->B * a->n_heads, monet__train_attention_head, t);
     monet__train_split(t, kept->attention);
     p[0] = monet__product_of(layer->w[MONET__T_O], t->h, C);
-    monet__linear_forward(&t->team, p, 1, t->split, t->stride, t->BT);
+    monet__linear_forward(&t->team, p, 1, &t->in);
     monet__train_add(t, kept->middle, kept->x);
 }
 
@@ -7552,7 +7705,7 @@ static void monet__train_router(monet_trainer *t)
     t->moe.routed = NULL;
     p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], t->moe.gates, 2 * HN);
     p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
-    monet__linear_forward(&t->team, p, 2, t->split, t->stride, t->BT);
+    monet__linear_forward(&t->team, p, 2, &t->in);
     monet__train_statistics(t);
     monet__each(&t->team, 2 * t->BT, monet__train_gates, t);
     monet__each(&t->team, 2 * t->moe.H, monet__train_usage, t);
@@ -7574,7 +7727,7 @@ static void monet__train_experts(monet_trainer *t)
     monet__train_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
     monet__train_group(t, t->layer);
     if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
-    monet__moe_forward(&t->moe, &t->team, &layer->experts, t->split, t->stride, t->BT);
+    monet__moe_forward(&t->moe, &t->team, &layer->experts, &t->in);
     monet__each(&t->team, t->BT, monet__train_moe_out, t);
     monet__train_add(t, t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last,
                      kept->middle);
@@ -7663,7 +7816,7 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
     }
     monet__train_norm(t, t->last, t->model->norm);
     p = monet__product_of(t->model->lm_head, t->logits, (size_t)a->vocab_size);
-    monet__linear_forward(&t->team, &p, 1, t->split, t->stride, t->BT);
+    monet__linear_forward(&t->team, &p, 1, &t->in);
     monet__each(&t->team, t->BT, monet__train_loss, t);
     for (int token = 0; token < t->BT; ++token) {
         tail[1] += t->targets[token] >= 0;
@@ -7860,7 +8013,7 @@ static void monet__back_experts(monet_trainer *t)
         moe->db[axis] = monet__grad_of(t, layer->experts.b[axis]);
     }
     moe->dx = t->dsplit;
-    monet__moe_backward(moe, &t->team, &layer->experts, t->split, t->stride, t->BT);
+    monet__moe_backward(moe, &t->team, &layer->experts, &t->in);
     if (t->layer % a->moe_groups == 0) monet__back_router(t);
     monet__back_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
 }
@@ -8299,6 +8452,8 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__ARCH_SIZE
 #undef MONET__BIG_ENDIAN
 #undef MONET__BLOCK_GROUPS
+#undef MONET__FAST_LEAST
+#undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
 #undef MONET__ENTRY
 #undef MONET__GROUP

@@ -1139,6 +1139,7 @@ static void experts(subject *s)
     monet__moe *moe = &t->moe;
     const size_t n = (size_t)t->BT;
     double *split = numbers(n * t->stride), *dsplit = numbers(n * t->stride);
+    monet__input in;
     layer l;
 
     memset(&l, 0, sizeof l);
@@ -1150,7 +1151,8 @@ static void experts(subject *s)
     link_gradients(t);
     moe->dx = dsplit;
     memset(moe->dgates, 0, n * 2 * (size_t)(moe->H * moe->N) * sizeof *moe->dgates);
-    monet__moe_backward(moe, &t->team, &t->model->layers[0].experts, split, t->stride, t->BT);
+    in = monet__input_of(split, t->stride, t->BT);
+    monet__moe_backward(moe, &t->team, &t->model->layers[0].experts, &in);
     check_experts(&l, dsplit);
     free(l.dout), free(split), free(dsplit);
 }

@@ -358,6 +358,7 @@ static void one_linear(monet_dtype dtype, int n, int tokens)
     size_t           stride = (size_t)(n + GROUP - 1) / GROUP * GROUP;
     float           *x = floats((size_t)(tokens * n)), *split = floats((size_t)tokens * stride);
     monet__team     *team = (monet__team *)guarded(sizeof *team);
+    monet__input     in;
 
     fill(x, (size_t)(tokens * n), EVEN);
     for (int t = 0; t < tokens; ++t)
@@ -369,7 +370,8 @@ static void one_linear(monet_dtype dtype, int n, int tokens)
         products[k].out = floats((size_t)(tokens * rows[k]));
     }
     set_team(team, 1 + n % 5);
-    monet__linear_forward(team, products, 3, split, stride, tokens);
+    in = monet__input_of(split, stride, tokens);
+    monet__linear_forward(team, products, 3, &in);
     for (int k = 0; k < 3; ++k)
         for (int t = 0; t < tokens; ++t)
             for (int r = 0; r < rows[k]; ++r)
@@ -695,6 +697,7 @@ typedef struct layer { /* one layer of experts, T tokens and what they route to 
     matrix         u[2], bias[2], v[2], b[2];
     int            T;
     float         *x, *split;
+    monet__input   in;
     size_t         stride;
 } layer;
 
@@ -781,6 +784,7 @@ static layer *make_layer(const shape *s, monet_dtype dtype, int threads, uint64_
     fill(l->x, (size_t)(s->T * s->C), EVEN);
     for (int t = 0; t < s->T; ++t)
         monet__to_split(l->split + (size_t)t * l->stride, l->x + t * s->C, (size_t)s->C);
+    l->in = monet__input_of(l->split, l->stride, s->T);
     return l;
 }
 
@@ -872,7 +876,7 @@ static void compare_token(const layer *l, int t, const float *got)
 static void run_layer(layer *l, float *out)
 {
     l->moe.routed = NULL;
-    monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T);
+    monet__moe_forward(&l->moe, l->team, &l->w, &l->in);
     for (int t = 0; t < l->T; ++t) monet__moe_output(out + t * l->moe.C, &l->moe, t);
 }
 
@@ -926,7 +930,7 @@ static void test_chunks(void)
                 make_gates(l, active);
                 run_layer(l, way ? out : first);
                 if (way) different += memcmp(first, out, size) != 0;
-                monet__moe_forward(&l->moe, l->team, &l->w, l->split, l->stride, l->T);
+                monet__moe_forward(&l->moe, l->team, &l->w, &l->in);
                 for (int t = 0; t < l->T; ++t) monet__moe_output(out + t * s->C, &l->moe, t);
                 different += memcmp(first, out, size) != 0;
             }
