@@ -234,7 +234,12 @@ typedef struct monet_host {
    In MONET_PANELS a group of 32 of f32 or f16 holds its 16 even columns, then its 16 odd ones; of
    bf16 the columns in order, since an even and an odd one share a 32-bit word. That is the split
    order: activations are kept the same way, and all dtypes sum in the same order.
-   monet_tensor_place is the one function that knows all this.                                    */
+
+   Matrices may be quantised, in units of one row of a column group: 32 codes q and one bf16 scale,
+   value = scale * q, exact in f32. q8: q = -127..127 in a byte, q + 128; q4: q = -8..7 in four
+   bits, q + 8. A group of a panel holds the codes of all its rows, row by row, in the order of f32,
+   then the scales of these rows. Byte l of 16 of a q4 row: number l low, number l + 16 high.
+   These three paragraphs are what >>layout does.                                                 */
 typedef enum monet_dtype {
     MONET_F32 = 0, MONET_F16 = 1, MONET_BF16 = 2, MONET_Q8 = 3, MONET_Q4 = 4
 } monet_dtype;
@@ -254,14 +259,15 @@ typedef struct monet_tensor {
     uint64_t     hash;         /* XXH64 of the bytes, as the file says */
 } monet_tensor;
 
-/* "f32", "f16", "bf16"; "unknown" for any other number. */
+/* "f32", "f16", "bf16", "q8", "q4"; "unknown" for any other number. */
 MONET_API const char *monet_dtype_name(monet_dtype dtype);
-/* Bytes of one element; 0 for an unknown dtype. */
+/* Bytes of one element; 0 for an unknown dtype and for q8 and q4, whose rows carry a scale. */
 MONET_API size_t monet_dtype_size(monet_dtype dtype);
 /* Converts n numbers, rounding to nearest even; NaN stays NaN. Error: unknown dtype. */
 MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const void *src,
                                      monet_dtype src_dtype, size_t n);
-/* Index of the element at (row, column) within tensor->data, in elements. A vector has row 0. */
+/* Index of the element at (row, column) within tensor->data, in elements. A vector has row 0. Not for
+   q8 and q4: 0. */
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column);
 /* Rows first..first+count-1 as float, row-major (count, columns); a vector is one row. */
 MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
@@ -976,6 +982,8 @@ MONET_API const char *monet_dtype_name(monet_dtype dtype)
     case MONET_F32: return "f32";
     case MONET_F16: return "f16";
     case MONET_BF16: return "bf16";
+    case MONET_Q8: return "q8";
+    case MONET_Q4: return "q4";
     default: return "unknown";
     }
 }
@@ -1185,17 +1193,41 @@ static size_t monet__panel_rows(const monet_tensor *t)
     return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? (rows + 1) / 2 * 2 : rows;
 }
 
+static size_t monet__n_groups(const monet_tensor *t)
+{
+    return ((size_t)monet__cols(t) + MONET__GROUP - 1) / MONET__GROUP;
+}
+
 /* Elements of one panel. */
 static size_t monet__panel_size(const monet_tensor *t)
 {
-    return monet__panel_rows(t) *
-           (size_t)monet__round_up((uint64_t)monet__cols(t), MONET__GROUP);
+    return monet__panel_rows(t) * monet__n_groups(t) * MONET__GROUP;
+}
+
+static bool monet__quantised(monet_dtype dtype) { return dtype == MONET_Q8 || dtype == MONET_Q4; }
+
+/* Bytes of one row of a column group, with its scale; 0 for an unknown dtype. */
+static size_t monet__row_bytes(monet_dtype dtype)
+{
+    return dtype == MONET_Q8 ? 34 : dtype == MONET_Q4 ? 18 : MONET__GROUP * monet_dtype_size(dtype);
+}
+
+/* Bytes of one column group of a panel; of one panel, a row in MONET_ROWS. */
+static size_t monet__group_bytes(const monet_tensor *t)
+{
+    return monet__panel_rows(t) * monet__row_bytes(t->dtype);
+}
+
+static size_t monet__panel_bytes(const monet_tensor *t)
+{
+    return t->layout == MONET_ROWS ? (size_t)monet__cols(t) * monet_dtype_size(t->dtype)
+                                   : monet__n_groups(t) * monet__group_bytes(t);
 }
 
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
 {
     size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (!tensor || tensor->panel < 1) return 0;
+    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
     if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
     rows = monet__panel_rows(tensor);
     p = r / (size_t)tensor->panel;
@@ -1218,31 +1250,168 @@ static size_t monet__in_group(const monet_tensor *t, size_t k)
 /* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
 static bool monet__tensor_size(const monet_tensor *t, uint64_t *out)
 {
-    uint64_t panels = (uint64_t)monet__rows(t), elements = (uint64_t)monet__cols(t);
-    if (t->layout != MONET_ROWS) {
-        panels = (panels + (uint64_t)t->panel - 1) / (uint64_t)t->panel;
-        if (!monet__mul(&elements, monet__round_up(elements, MONET__GROUP),
-                        monet__panel_rows(t)))
-            return false;
+    uint64_t panels = (uint64_t)monet__rows(t), columns = (uint64_t)monet__cols(t), size;
+    if (t->layout == MONET_ROWS)
+        return monet__mul(&size, columns, monet_dtype_size(t->dtype)) &&
+               monet__mul(out, panels, size);
+    panels = (panels + (uint64_t)t->panel - 1) / (uint64_t)t->panel;
+    return monet__mul(&size, monet__group_bytes(t),
+                      monet__round_up(columns, MONET__GROUP) / MONET__GROUP) &&
+           monet__mul(out, panels, size);
+}
+
+/* Row r of a column group of `rows` rows, in the order of f32: in split order, if the layout is
+   MONET_PANELS.                                                                                  */
+static void monet__widen(monet_real *out, const void *group, monet_dtype dtype, int rows, int r)
+{
+    const uint8_t *p = (const uint8_t *)group + (size_t)r * (dtype == MONET_Q8 ? 32 : 16);
+    float          scale;
+    if (dtype == MONET_F32) {
+        memcpy(out, (const monet_real *)group + r * MONET__GROUP, MONET__GROUP * sizeof *out);
+    } else if (dtype == MONET_F16) {
+        for (int l = 0; l < MONET__GROUP; ++l)
+            out[l] = monet__get(group, MONET_F16, (size_t)(r * MONET__GROUP + l));
+    } else if (dtype == MONET_BF16) {
+        for (int l = 0; l < MONET__LANES; ++l) {
+            uint32_t pair;
+            memcpy(&pair, (const char *)group + r * 2 * MONET__GROUP + 4 * l, 4);
+            out[l] = (monet_real)monet__float(pair << 16);
+            out[l + MONET__LANES] = (monet_real)monet__float(pair & 0xffff0000u);
+        }
+    } else if (dtype == MONET_Q8) {
+        scale = monet__from_bf16(monet__u16((const uint8_t *)group + rows * 32 + r * 2));
+        for (int l = 0; l < MONET__GROUP; ++l) out[l] = (monet_real)(scale * (float)(p[l] - 128));
+    } else {
+        scale = monet__from_bf16(monet__u16((const uint8_t *)group + rows * 16 + r * 2));
+        for (int l = 0; l < MONET__LANES; ++l) {
+            out[l] = (monet_real)(scale * (float)((p[l] & 15) - 8));
+            out[l + MONET__LANES] = (monet_real)(scale * (float)((p[l] >> 4) - 8));
+        }
     }
-    return monet__mul(out, panels, elements) && monet__mul(out, *out, monet_dtype_size(t->dtype));
+}
+
+/* The same for MONET_SUMS, columns in order. */
+static void monet__widen_sums(monet_real *out, const void *group, monet_dtype dtype, int rows,
+                              int r)
+{
+    if (dtype != MONET_BF16) {
+        monet__widen(out, group, dtype, rows, r);
+        return;
+    }
+    for (int c = 0; c < MONET__GROUP; ++c)
+        out[c] = monet__get(group, dtype, (size_t)(r / 2 * 2 * MONET__GROUP + 2 * c + r % 2));
+}
+
+/* The 32 columns of a column group of a row, in order, zeros beyond the last column. */
+static void monet__group_read(const monet_tensor *t, const void *data, int64_t row, size_t group,
+                              monet_real *out)
+{
+    const char *p = (const char *)data + (size_t)(row / t->panel) * monet__panel_bytes(t) +
+                    group * monet__group_bytes(t);
+    monet_real  split[MONET__GROUP];
+    if (t->layout == MONET_ROWS) {
+        for (size_t k = 0, c = group * MONET__GROUP; k < MONET__GROUP; ++k, ++c)
+            out[k] = c < (size_t)monet__cols(t)
+                         ? monet__get(data, t->dtype, monet_tensor_place(t, row, (int64_t)c)) : 0;
+    } else if (t->layout == MONET_SUMS) {
+        monet__widen_sums(out, p, t->dtype, t->panel, (int)(row % t->panel));
+    } else {
+        monet__widen(split, p, t->dtype, t->panel, (int)(row % t->panel));
+        for (size_t k = 0; k < MONET__GROUP; ++k) out[k] = split[monet__split(k)];
+    }
+}
+
+/* The q of 32 numbers for one scale, plus 8 (q4) or 128 (q8); returns the squared error. */
+static double monet__encode(uint8_t *codes, const monet_real *x, monet_dtype dtype, float scale)
+{
+    float  zero = dtype == MONET_Q8 ? 128 : 8, least = dtype == MONET_Q8 ? 1 : 0;
+    double error = 0, d;
+    for (int k = 0; k < MONET__GROUP; ++k) {
+        float v = scale != 0 ? (float)x[k] / scale + zero + 0.5f : zero;
+        codes[k] = (uint8_t)(v < least ? least : v >= 2 * zero ? 2 * zero - 1 : v);
+        d = (double)x[k] - (double)scale * (codes[k] - (double)zero);
+        error += d * d;
+    }
+    return error;
+}
+
+/* Chooses the scale, in bf16. q8: the least one that reaches the largest number. q4: that of a few
+   with the least squared error; if it is negative, the largest number may become -8. False if a
+   number is NaN, or beyond what a code times its scale can be.                                   */
+static bool monet__quantise(uint8_t *codes, uint16_t *scale, const monet_real *x,
+                            monet_dtype dtype)
+{
+    static const float divisors[] = {-8, -7.5f, -7, -8.5f, -9, 7, 7.5f};
+    uint8_t            draft[MONET__GROUP];
+    float              most = 0;
+    double             error, least;
+    for (int k = 0; k < MONET__GROUP; ++k) {
+        float size = (float)(x[k] < 0 ? -x[k] : x[k]);
+        if (!(size <= 3.3e38f)) return false;
+        if (size > (most < 0 ? -most : most)) most = (float)x[k];
+    }
+    *scale = 0;
+    if (dtype == MONET_Q8) {
+        uint32_t up = monet__bits((most < 0 ? -most : most) / 127) + 0xffffu;
+        *scale = (uint16_t)(up >> 16);
+        (void)monet__encode(codes, x, dtype, monet__from_bf16(*scale));
+        return true;
+    }
+    least = monet__encode(codes, x, dtype, 0);
+    for (size_t k = 0; k < sizeof divisors / sizeof *divisors; ++k) {
+        uint16_t try_scale = monet__to_bf16(most / divisors[k]);
+        error = monet__encode(draft, x, dtype, monet__from_bf16(try_scale));
+        if (error >= least) continue;
+        least = error, *scale = try_scale;
+        memcpy(codes, draft, sizeof draft);
+    }
+    return true;
+}
+
+/* Writes what monet__group_read reads. False if q8 or q4 cannot hold one of the numbers. */
+static bool monet__group_write(const monet_tensor *t, void *data, int64_t row, size_t group,
+                               const monet_real *x)
+{
+    size_t   columns = (size_t)monet__cols(t) - group * MONET__GROUP, r, at;
+    size_t   size = t->dtype == MONET_Q8 ? 32 : 16;
+    uint8_t  codes[MONET__GROUP], *p = (uint8_t *)data;
+    uint16_t scale;
+    if (!monet__quantised(t->dtype)) {
+        at = monet_tensor_place(t, row, (int64_t)(group * MONET__GROUP));
+        if (t->layout != MONET_ROWS || columns > MONET__GROUP) columns = MONET__GROUP;
+        for (size_t k = 0; k < columns; ++k)
+            monet__put(data, t->dtype, at + monet__in_group(t, k), x[k]);
+        return true;
+    }
+    if (!monet__quantise(codes, &scale, x, t->dtype)) return false;
+    r = (size_t)(row % t->panel);
+    p += (size_t)(row / t->panel) * monet__panel_bytes(t) + group * monet__group_bytes(t);
+    p[(size_t)t->panel * size + 2 * r] = (uint8_t)scale;
+    p[(size_t)t->panel * size + 2 * r + 1] = (uint8_t)(scale >> 8);
+    p += r * size;
+    for (size_t k = 0; k < MONET__GROUP; ++k) {
+        at = monet__in_group(t, k);
+        if (size == 32) p[at] = codes[k];
+        else if (at < 16) p[at] = (uint8_t)((p[at] & 0xf0) | codes[k]);
+        else p[at - 16] = (uint8_t)((p[at - 16] & 15) | codes[k] << 4);
+    }
+    return true;
 }
 
 MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
                                          float *out)
 {
-    int64_t columns;
-    if (!tensor || !tensor->data || tensor->panel < 1 || !monet_dtype_size(tensor->dtype) || !out ||
+    monet_real group[MONET__GROUP];
+    int64_t    columns;
+    if (!tensor || !tensor->data || tensor->panel < 1 || !monet__panel_bytes(tensor) || !out ||
         first < 0 || count < 0 || first > monet__rows(tensor) - count)
         return MONET_ERROR_ARGUMENT;
     columns = monet__cols(tensor);
     for (int64_t r = first; r < first + count; ++r)
-        for (int64_t c = 0; c < columns; c += MONET__GROUP) {
-            size_t at = monet_tensor_place(tensor, r, c);
-            size_t n = columns - c < MONET__GROUP ? (size_t)(columns - c) : MONET__GROUP;
-            for (size_t k = 0; k < n; ++k)
-                *out++ = (float)monet__get(tensor->data, tensor->dtype,
-                                           at + monet__in_group(tensor, k));
+        for (int64_t c = 0; c < columns; ++c) {
+            if (c % MONET__GROUP == 0)
+                monet__group_read(tensor, tensor->data, r, (size_t)(c / MONET__GROUP), group);
+            *out++ = (float)group[c % MONET__GROUP];
         }
     return MONET_OK;
 }
@@ -1259,103 +1428,44 @@ static monet_real monet__tree(monet_real *lanes)
     return lanes[0];
 }
 
-/* 32 columns of a row in split order, as numbers: evens, then odds. */
-static void monet__widen(monet_real *out, const void *w, monet_dtype dtype, size_t index)
-{
-    if (dtype == MONET_F32) {
-        memcpy(out, (const char *)w + index * sizeof *out, MONET__GROUP * sizeof *out);
-    } else if (dtype == MONET_BF16) {
-        const char *p = (const char *)w + index * 2;
-        for (int l = 0; l < MONET__LANES; ++l) {
-            uint32_t pair;
-            memcpy(&pair, p + 4 * l, 4);
-            out[l] = (monet_real)monet__float(pair << 16);
-            out[l + MONET__LANES] = (monet_real)monet__float(pair & 0xffff0000u);
-        }
-    } else {
-        for (int l = 0; l < MONET__GROUP; ++l) out[l] = monet__get(w, MONET_F16, index + (size_t)l);
-    }
-}
-
-/* One row of a panel against one vector: w points at the row's first group, `stride` elements lie
-   between groups, x is in split order. One loop a dtype, so that compilers vectorise the lanes.  */
-static monet_real monet__dot_row(const void *w, monet_dtype dtype, size_t stride, size_t groups,
-                                 const monet_real *x)
-{
-    monet_real lanes[MONET__LANES] = {0}, row[MONET__GROUP];
-    if (dtype == MONET_BF16) {
-        const char *p = (const char *)w;
-        for (; groups--; p += 2 * stride, x += MONET__GROUP)
-            for (int l = 0; l < MONET__LANES; ++l) {
-                uint32_t pair;
-                memcpy(&pair, p + 4 * l, 4);
-                lanes[l] += (monet_real)monet__float(pair << 16) * x[l];
-                lanes[l] += (monet_real)monet__float(pair & 0xffff0000u) * x[l + MONET__LANES];
-            }
-        return monet__tree(lanes);
-    }
-    for (size_t g = 0; g < groups; ++g, x += MONET__GROUP) {
-        monet__widen(row, w, dtype, g * stride);
-        for (int l = 0; l < MONET__LANES; ++l) {
-            lanes[l] += row[l] * x[l];
-            lanes[l] += row[l + MONET__LANES] * x[l + MONET__LANES];
-        }
-    }
-    return monet__tree(lanes);
-}
-
-/* out[t][r] = row r of the panel . x[t], for the panel's first n_rows rows and all tokens. */
+/* out[t][r] = row r of the panel . x[t], for the panel's first n_rows rows and all tokens; x is in
+   split order, and so are the rows.                                                              */
 static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
                              const monet_real *const *x, int n_tokens)
 {
-    size_t size = monet_dtype_size(dtype), stride = (size_t)panel_rows * MONET__GROUP;
-    for (int r = 0; r < n_rows; ++r) {
-        const char *w = (const char *)panel + (size_t)r * MONET__GROUP * size;
-        for (int t = 0; t < n_tokens; ++t)
-            out[t][r] = monet__dot_row(w, dtype, stride, groups, x[t]);
-    }
-}
-
-/* y[t][0..31] += sum over rows r of s[t][r] * w[r][0..31], rows in order: one column group. */
-static void monet__sum_group(monet_real *const *y, size_t column, const char *w, monet_dtype dtype,
-                             int n_rows, const monet_real *const *s, int n_tokens)
-{
-    monet_real rows[2][MONET__GROUP];
-    for (int r = 0; r < n_rows; r += 2) {
-        int pair = r + 1 < n_rows ? 2 : 1;
-        if (dtype == MONET_BF16) { /* a pair of rows: evens of the pair are row r, odds row r+1 */
-            monet_real both[2][MONET__GROUP];
-            for (int half = 0; half < 2; ++half)
-                monet__widen(both[half], w, dtype,
-                             (size_t)r * MONET__GROUP + (size_t)half * MONET__GROUP);
-            for (int c = 0; c < MONET__LANES; ++c) {
-                rows[0][c] = both[0][c], rows[1][c] = both[0][c + MONET__LANES];
-                rows[0][c + MONET__LANES] = both[1][c];
-                rows[1][c + MONET__LANES] = both[1][c + MONET__LANES];
+    size_t size = (size_t)panel_rows * monet__row_bytes(dtype);
+    for (int r = 0; r < n_rows; ++r)
+        for (int t = 0; t < n_tokens; ++t) {
+            monet_real  lanes[MONET__LANES] = {0}, row[MONET__GROUP];
+            const char *w = (const char *)panel;
+            for (size_t g = 0; g < groups; ++g, w += size) {
+                const monet_real *in = x[t] + g * MONET__GROUP;
+                monet__widen(row, w, dtype, panel_rows, r);
+                for (int l = 0; l < MONET__LANES; ++l) lanes[l] += row[l] * in[l];
+                for (int l = 0; l < MONET__LANES; ++l)
+                    lanes[l] += row[l + MONET__LANES] * in[l + MONET__LANES];
             }
-        } else {
-            for (int k = 0; k < pair; ++k)
-                monet__widen(rows[k], w, dtype, (size_t)(r + k) * MONET__GROUP);
+            out[t][r] = monet__tree(lanes);
         }
-        for (int t = 0; t < n_tokens; ++t)
-            for (int k = 0; k < pair; ++k) {
-                monet_real scale = s[t][r + k], *out = y[t] + column;
-                for (int c = 0; c < MONET__GROUP; ++c) out[c] += scale * rows[k][c];
-            }
-    }
 }
 
-/* y[t][32g..32g+31] += sum over rows r of s[t][r] * panel[g][r][0..31], for a MONET_SUMS panel of
-   which panel_rows are stored (bf16: an even number) and the first n_rows count.                 */
+/* y[t][32g..32g+31] += sum over rows r of s[t][r] * panel[g][r][0..31], rows in order, for a
+   MONET_SUMS panel of which panel_rows are stored (bf16: an even number) and n_rows count.        */
 static void monet__sum_panel(monet_real *const *y, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
                              const monet_real *const *s, int n_tokens)
 {
-    size_t size = (size_t)panel_rows * MONET__GROUP * monet_dtype_size(dtype);
-    for (size_t g = 0; g < groups; ++g)
-        monet__sum_group(y, g * MONET__GROUP, (const char *)panel + g * size, dtype, n_rows, s,
-                         n_tokens);
+    const char *w = (const char *)panel;
+    monet_real  row[MONET__GROUP];
+    for (size_t g = 0; g < groups; ++g, w += (size_t)panel_rows * monet__row_bytes(dtype))
+        for (int r = 0; r < n_rows; ++r) {
+            monet__widen_sums(row, w, dtype, panel_rows, r);
+            for (int t = 0; t < n_tokens; ++t) {
+                monet_real scale = s[t][r], *out = y[t] + g * MONET__GROUP;
+                for (int c = 0; c < MONET__GROUP; ++c) out[c] += scale * row[c];
+            }
+        }
 }
 
 /* panel[g][r][0..31] += sum over tokens of s[t][r] * x[t][32g..32g+31], tokens in order: the
@@ -1651,6 +1761,8 @@ static MONET__AVX2 void monet__dot_panel_256(monet_real *const *out, const void 
         monet__dot_any_256(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
     else if (dtype == MONET_BF16)
         monet__dot_any_256(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
+    else if (monet__quantised(dtype))
+        monet__dot_panel(out, panel, dtype, panel_rows, n_rows, groups, x, n_tokens);
     else monet__dot_any_256(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
 }
 
@@ -1708,6 +1820,8 @@ static MONET__AVX2 void monet__sum_panel_256(monet_real *const *y, const void *p
     monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
     if (dtype == MONET_F32) monet__blend_256(&blend, MONET_F32, false, groups, n_tokens);
     else if (dtype == MONET_BF16) monet__blend_256(&blend, MONET_BF16, false, groups, n_tokens);
+    else if (monet__quantised(dtype))
+        monet__sum_panel(y, panel, dtype, panel_rows, n_rows, groups, s, n_tokens);
     else monet__blend_256(&blend, MONET_F16, false, groups, n_tokens);
 }
 
@@ -1997,6 +2111,8 @@ static MONET__AVX512 void monet__dot_panel_512(monet_real *const *out, const voi
         monet__dot_any_512(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
     else if (dtype == MONET_BF16)
         monet__dot_any_512(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
+    else if (monet__quantised(dtype))
+        monet__dot_panel(out, panel, dtype, panel_rows, n_rows, groups, x, n_tokens);
     else monet__dot_any_512(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
 }
 
@@ -2059,6 +2175,8 @@ static MONET__AVX512 void monet__sum_panel_512(monet_real *const *y, const void 
     monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
     if (dtype == MONET_F32) monet__blend_512(&blend, MONET_F32, false, groups, n_tokens);
     else if (dtype == MONET_BF16) monet__blend_512(&blend, MONET_BF16, false, groups, n_tokens);
+    else if (monet__quantised(dtype))
+        monet__sum_panel(y, panel, dtype, panel_rows, n_rows, groups, s, n_tokens);
     else monet__blend_512(&blend, MONET_F16, false, groups, n_tokens);
 }
 
@@ -3451,11 +3569,6 @@ static int monet__n_panels(const monet_tensor *w)
     return (int)((w->shape[0] + w->panel - 1) / w->panel);
 }
 
-static size_t monet__n_groups(const monet_tensor *w)
-{
-    return (size_t)(w->shape[1] + MONET__GROUP - 1) / MONET__GROUP;
-}
-
 /* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, the others follow. */
 static const uint16_t *monet__rounded(const monet__input *in, size_t t, size_t groups, int part)
 {
@@ -3474,7 +3587,7 @@ static void monet__linear_exact(const monet__linear *job, const monet__product *
         for (int k = 0; k < n; ++k) x[k] = in->x + (size_t)(t + k) * in->stride;
         for (int r = first; r < end; r += p->w->panel) {
             const char *panel = (const char *)p->w->data + (size_t)(r / p->w->panel) *
-                                monet__panel_size(p->w) * monet_dtype_size(p->w->dtype);
+                                monet__panel_bytes(p->w);
             int         rows = end - r < p->w->panel ? end - r : p->w->panel;
             for (int k = 0; k < n; ++k)
                 out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)r;
@@ -3494,7 +3607,7 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
     const uint16_t     *x[MONET__FAST_TOKENS];
     monet_real         *out[MONET__FAST_TOKENS];
     const char         *panel = (const char *)p->w->data + (size_t)(first / p->w->panel) *
-                                monet__panel_size(p->w) * monet_dtype_size(dtype);
+                                monet__panel_bytes(p->w);
     if (in->n == 1) {
         if (!in->codes || (dtype != MONET_Q8 && dtype != MONET_Q4)) return false;
         in->fast->dot_int8(p->out + first, panel, dtype, p->w->panel, end - first, groups,
@@ -4041,8 +4154,7 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
     const uint16_t     *rounded[MONET__TOKENS];
     int                 m = moe->m;
     size_t              groups = monet__n_groups(u);
-    const char         *panel = (const char *)u->data +
-                                (size_t)i * monet__panel_size(u) * monet_dtype_size(u->dtype);
+    const char         *panel = (const char *)u->data + (size_t)i * monet__panel_bytes(u);
     if (in->codes && in->n == 1 && (u->dtype == MONET_Q8 || u->dtype == MONET_Q4)) {
         in->fast->dot_int8(out[0], panel, u->dtype, m, m, groups, in->codes);
         return;
@@ -4116,8 +4228,8 @@ static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
     size_t              half = axis && !moe->horizontal, at = (size_t)first * MONET__GROUP;
     size_t              column = half * (moe->y_stride / 2) + at, rows = monet__panel_rows(v);
     size_t              width = (size_t)moe->width, stop = (size_t)end * MONET__GROUP;
-    const char *panel = (const char *)v->data +
-                        ((size_t)i * monet__panel_size(v) + at * rows) * monet_dtype_size(v->dtype);
+    const char *panel = (const char *)v->data + (size_t)i * monet__panel_bytes(v) +
+                        (size_t)first * monet__group_bytes(v);
     if (stop > width) stop = width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
@@ -5310,14 +5422,11 @@ static monet_result monet__content_check(const monet_writer_config *c, monet_err
 /* Copies a tensor, from any dtype to the native one. */
 static void monet__widen_tensor(const monet_tensor *to, void *data, const monet_tensor *from)
 {
-    int64_t rows = monet__rows(from), columns = monet__cols(from);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; c += MONET__GROUP) {
-            size_t at = monet_tensor_place(from, r, c), out = monet_tensor_place(to, r, c);
-            size_t n = columns - c < MONET__GROUP ? (size_t)(columns - c) : MONET__GROUP;
-            for (size_t k = 0; k < n; ++k)
-                monet__put(data, MONET_F32, out + monet__in_group(to, k),
-                           monet__get(from->data, from->dtype, at + monet__in_group(from, k)));
+    monet_real group[MONET__GROUP];
+    for (int64_t r = 0; r < monet__rows(from); ++r)
+        for (size_t g = 0; g < monet__n_groups(from); ++g) {
+            monet__group_read(from, from->data, r, g, group);
+            (void)monet__group_write(to, data, r, g, group);
         }
 }
 
@@ -5786,33 +5895,17 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
     return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
 }
 
-/* One row into its place in the panel: monet_tensor_place for a whole row, a group at a time. */
-static void monet__pack_row(const monet_tensor *t, char *panel, int64_t row, const float *x)
+/* One row into its place in the panel. False if its numbers are none that the dtype can hold. */
+static bool monet__pack_row(const monet_tensor *t, char *panel, int64_t row, const float *x)
 {
-    size_t columns = (size_t)monet__cols(t), size = monet_dtype_size(t->dtype);
-    size_t step = monet__panel_rows(t) * MONET__GROUP, at;
-    bool   pairs = t->layout == MONET_SUMS && t->dtype == MONET_BF16;
-    if (t->layout == MONET_ROWS) {
-        (void)monet_convert(panel, t->dtype, x, MONET_F32, columns);
-        return;
+    size_t columns = (size_t)monet__cols(t), n;
+    for (size_t g = 0; g < monet__n_groups(t); ++g, x += MONET__GROUP, columns -= n) {
+        monet_real group[MONET__GROUP] = {0};
+        n = columns < MONET__GROUP ? columns : MONET__GROUP;
+        for (size_t k = 0; k < n; ++k) group[k] = (monet_real)x[k];
+        if (!monet__group_write(t, panel, row % t->panel, g, group)) return false;
     }
-    at = monet_tensor_place(t, row % t->panel, 0);
-    for (size_t c = 0; c < columns; c += MONET__GROUP, at += step) {
-        float    group[MONET__GROUP] = {0};
-        uint16_t half[MONET__GROUP];
-        memcpy(group, x + c, (columns - c < MONET__GROUP ? columns - c : MONET__GROUP) * 4);
-        for (int k = 0; t->dtype == MONET_BF16 && k < MONET__GROUP; ++k)
-            half[k] = monet__to_bf16(group[k]);
-        if (t->dtype == MONET_BF16 && !pairs) {
-            memcpy(panel + at * size, half, sizeof half);
-            continue;
-        }
-        for (size_t k = 0; k < MONET__GROUP; ++k) {
-            size_t to = at + monet__in_group(t, k);
-            if (pairs) memcpy(panel + to * size, &half[k], sizeof half[k]);
-            else monet__put(panel, t->dtype, to, group[k]);
-        }
-    }
+    return true;
 }
 
 static bool monet__writer_put(monet_writer *w, const void *data, size_t size)
@@ -5847,10 +5940,14 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     for (; count > 0; --count, rows += monet__cols(t)) {
         int64_t in_panel = writer->row % t->panel;
         bool    last = writer->row + 1 == monet__rows(t), ok = true;
-        size_t  size = (size_t)monet__cols(t) * monet_dtype_size(t->dtype);
-        if (t->layout != MONET_ROWS) size = monet__panel_size(t) * monet_dtype_size(t->dtype);
+        size_t  size = monet__panel_bytes(t);
         if (in_panel == 0) memset(writer->panel, 0, size);
-        monet__pack_row(t, writer->panel, writer->row, rows);
+        if (!monet__pack_row(t, writer->panel, writer->row, rows)) {
+            writer->failed = true;
+            return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: row %D has a number that is "
+                               "not finite, or too large for %s", t->name, writer->row,
+                               monet_dtype_name(t->dtype));
+        }
         ++writer->row;
         if (in_panel + 1 == t->panel || last || t->layout == MONET_ROWS)
             ok = monet__writer_put(writer, writer->panel, size);
@@ -6288,9 +6385,8 @@ static void monet__embed(monet_real *out, const monet_tensor *w, int64_t row)
     size_t     columns = (size_t)w->shape[1];
     monet_real group[MONET__GROUP];
     for (size_t c = 0; c < columns; ++c) {
-        if (c % MONET__GROUP == 0)
-            monet__widen(group, w->data, w->dtype, monet_tensor_place(w, row, (int64_t)c));
-        out[c] = group[monet__split(c % MONET__GROUP)];
+        if (c % MONET__GROUP == 0) monet__group_read(w, w->data, row, c / MONET__GROUP, group);
+        out[c] = group[c % MONET__GROUP];
     }
 }
 

@@ -61,10 +61,13 @@ static void base(void)
     CHECK_STR(monet_result_name((monet_result)INT_MIN), "unknown result");
     CHECK_STR(monet_result_name((monet_result)INT_MAX), "unknown result");
     CHECK_EQ(monet_version(), MONET_VERSION);
-    CHECK_STR(monet_dtype_name((monet_dtype)3), "unknown");
+    CHECK_STR(monet_dtype_name((monet_dtype)5), "unknown");
     CHECK_STR(monet_dtype_name((monet_dtype)-1), "unknown");
     CHECK_STR(monet_dtype_name(MONET_BF16), "bf16");
-    CHECK_EQ(monet_dtype_size((monet_dtype)3), 0);
+    CHECK_STR(monet_dtype_name(MONET_Q8), "q8");
+    CHECK_STR(monet_dtype_name(MONET_Q4), "q4");
+    CHECK_EQ(monet_dtype_size(MONET_Q8), 0);
+    CHECK_EQ(monet_dtype_size((monet_dtype)5), 0);
     CHECK_EQ(monet_dtype_size((monet_dtype)INT_MIN), 0);
 }
 
