@@ -266,8 +266,8 @@ MONET_API size_t monet_dtype_size(monet_dtype dtype);
 /* Converts n numbers, rounding to nearest even; NaN stays NaN. Error: unknown dtype. */
 MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const void *src,
                                      monet_dtype src_dtype, size_t n);
-/* Index of the element at (row, column) within tensor->data, in elements. A vector has row 0. Not for
-   q8 and q4: 0. */
+/* Index of the element at (row, column) within tensor->data, in elements; 0 for q8 and q4. A vector
+   has row 0. */
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column);
 /* Rows first..first+count-1 as float, row-major (count, columns); a vector is one row. */
 MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
@@ -1451,7 +1451,7 @@ static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dt
 }
 
 /* y[t][32g..32g+31] += sum over rows r of s[t][r] * panel[g][r][0..31], rows in order, for a
-   MONET_SUMS panel of which panel_rows are stored (bf16: an even number) and n_rows count.        */
+   MONET_SUMS panel of which panel_rows are stored (bf16: an even number) and n_rows count.       */
 static void monet__sum_panel(monet_real *const *y, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
                              const monet_real *const *s, int n_tokens)
