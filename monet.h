@@ -266,8 +266,8 @@ MONET_API size_t monet_dtype_size(monet_dtype dtype);
 /* Converts n numbers, rounding to nearest even; NaN stays NaN. Error: unknown dtype. */
 MONET_API monet_result monet_convert(void *dst, monet_dtype dst_dtype, const void *src,
                                      monet_dtype src_dtype, size_t n);
-/* Index of the element at (row, column) within tensor->data, in elements. A vector has row 0. Not for
-   q8 and q4: 0. */
+/* Index of the element at (row, column) within tensor->data, in elements; 0 for q8 and q4. A vector
+   has row 0. */
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column);
 /* Rows first..first+count-1 as float, row-major (count, columns); a vector is one row. */
 MONET_API monet_result monet_tensor_read(const monet_tensor *tensor, int64_t first, int64_t count,
@@ -1322,7 +1322,7 @@ static void monet__group_read(const monet_tensor *t, const void *data, int64_t r
 }
 
 /* The q of 32 numbers for one scale, plus 8 (q4) or 128 (q8); returns the squared error. */
-static double monet__codes(uint8_t *codes, const monet_real *x, monet_dtype dtype, float scale)
+static double monet__encode(uint8_t *codes, const monet_real *x, monet_dtype dtype, float scale)
 {
     float  zero = dtype == MONET_Q8 ? 128 : 8, least = dtype == MONET_Q8 ? 1 : 0;
     double error = 0, d;
@@ -1354,13 +1354,13 @@ static bool monet__quantise(uint8_t *codes, uint16_t *scale, const monet_real *x
     if (dtype == MONET_Q8) {
         uint32_t up = monet__bits((most < 0 ? -most : most) / 127) + 0xffffu;
         *scale = (uint16_t)(up >> 16);
-        (void)monet__codes(codes, x, dtype, monet__from_bf16(*scale));
+        (void)monet__encode(codes, x, dtype, monet__from_bf16(*scale));
         return true;
     }
-    least = monet__codes(codes, x, dtype, 0);
+    least = monet__encode(codes, x, dtype, 0);
     for (size_t k = 0; k < sizeof divisors / sizeof *divisors; ++k) {
         uint16_t try_scale = monet__to_bf16(most / divisors[k]);
-        error = monet__codes(draft, x, dtype, monet__from_bf16(try_scale));
+        error = monet__encode(draft, x, dtype, monet__from_bf16(try_scale));
         if (error >= least) continue;
         least = error, *scale = try_scale;
         memcpy(codes, draft, sizeof draft);
@@ -1451,7 +1451,7 @@ static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dt
 }
 
 /* y[t][32g..32g+31] += sum over rows r of s[t][r] * panel[g][r][0..31], rows in order, for a
-   MONET_SUMS panel of which panel_rows are stored (bf16: an even number) and n_rows count.        */
+   MONET_SUMS panel of which panel_rows are stored (bf16: an even number) and n_rows count.       */
 static void monet__sum_panel(monet_real *const *y, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
                              const monet_real *const *s, int n_tokens)
@@ -2247,11 +2247,11 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
 }
 
 /* ---- kernels: fast mode --------------------------------------------------------------- >>fast */
-typedef struct monet__bytes { /* 32 columns of one activation vector as signed bytes */
+typedef struct monet__codes { /* 32 columns of one activation vector as signed bytes */
     int8_t  code[32];         /* split order; value = scale * code */
     int32_t fix8[8], fix4[4]; /* what the offset of q8 and q4 codes adds, taken away */
     float   scale, pad[3];
-} monet__bytes;
+} monet__codes;
 
 typedef struct monet__fast {
     const char *name;
@@ -2259,9 +2259,9 @@ typedef struct monet__fast {
     void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
                 int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
                 void *scratch);
-    void (*quantize)(monet__bytes *out, const monet_real *x, size_t groups);
+    void (*quantize)(monet__codes *out, const monet_real *x, size_t groups);
     void (*dot_int8)(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
-                     int n_rows, size_t groups, const monet__bytes *x);
+                     int n_rows, size_t groups, const monet__codes *x);
 } monet__fast;
 
 static size_t monet__fast_scratch(size_t groups) { return groups; }
@@ -3524,7 +3524,7 @@ typedef struct monet__input { /* what the products of a layer read */
     const monet__fast *fast;
     uint16_t          *rounded;      /* (n, parts*32*groups) bf16, natural order */
     size_t             rounded_stride;
-    monet__bytes      *codes;        /* of one token alone */
+    monet__codes      *codes;        /* of one token alone */
     char              *scratch;      /* (tasks, scratch_size) */
     size_t             scratch_size;
 } monet__input;
@@ -6207,8 +6207,8 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
         s->in.scratch = (char *)monet__take(&arena, tasks, s->in.scratch_size);
     }
     if (s->in.fast && s->in.fast->dot_int8)
-        s->in.codes = (monet__bytes *)monet__take(&arena, C / MONET__GROUP + 1,
-                                                  sizeof(monet__bytes));
+        s->in.codes = (monet__codes *)monet__take(&arena, C / MONET__GROUP + 1,
+                                                  sizeof(monet__codes));
     s->q = (monet_real *)monet__take(&arena, B * C, size);
     s->k = (monet_real *)monet__take(&arena, B * KD, size);
     s->v = (monet_real *)monet__take(&arena, B * KD, size);
