@@ -33,6 +33,8 @@ typedef struct settings {
     const char   *stops[MAX_STOPS];
     int32_t       n_stops, max_tokens, context, threads, experts;
     monet_dtype   kv;
+    monet_mode    mode;
+    monet_kernels kernels;
     bool          ignore_eos, chat, no_echo, quiet, help, info;
 } settings;
 
@@ -440,6 +442,8 @@ static void print_info(const program *p)
     size_t session = 0, parameters = 0;
     config.kv_dtype = p->set.kv;
     config.context = p->set.context;
+    config.mode = p->set.mode;
+    config.kernels = p->set.kernels;
     monet_session_size(p->model, &config, &session);
     for (size_t k = 0; k < monet_model_tensor_count(p->model); k++) {
         const monet_tensor *t = monet_model_tensor(p->model, k);
@@ -467,7 +471,9 @@ static void print_info(const program *p)
 
 /* ---- options --------------------------------------------------------------------------------- */
 
-typedef enum option_type { FLAG, TEXT, WHOLE, SEED, NUMBER, DTYPE, STOP, EXPERTS } option_type;
+typedef enum option_type {
+    FLAG, TEXT, WHOLE, SEED, NUMBER, DTYPE, MODE, KERNELS, STOP, EXPERTS
+} option_type;
 
 typedef struct option {
     const char *name;
@@ -502,6 +508,10 @@ static const option options[] = {
     {"quiet", FLAG, FIELD(quiet), 0, 0, NULL, "no statistics on standard error"},
     {"context", WHOLE, FIELD(context), 1, INT32_MAX, "N", "tokens of prompt and text (model's)"},
     {"kv", DTYPE, FIELD(kv), 0, 0, "TYPE", "KV cache in f32, f16 or bf16 (default: f32)"},
+    {"mode", MODE, FIELD(mode), 0, 0, "MODE",
+     "exact, or fast: prompts with rounded numbers, in less time (default: fast)"},
+    {"kernels", KERNELS, FIELD(kernels), 0, 0, "NAME",
+     "instruction set: scalar, avx2, ... (default: the best here)"},
     {"threads", WHOLE, FIELD(threads), 1, 256, "N", "threads (default: as many as processors)"},
     {"info", FLAG, FIELD(info), 0, 0, NULL, "describe the model and exit"},
     {"help", FLAG, FIELD(help), 0, 0, NULL, "this text"},
@@ -558,6 +568,23 @@ static bool parse_dtype(const char *text, monet_dtype *out)
     return fail("--kv: '%s' is not f32, f16 or bf16", text);
 }
 
+static bool parse_mode(const char *text, monet_mode *out)
+{
+    *out = strcmp(text, "exact") == 0 ? MONET_EXACT : MONET_FAST;
+    return *out == MONET_EXACT || strcmp(text, "fast") == 0
+        || fail("--mode: '%s' is not fast or exact", text);
+}
+
+/* What the processor lacks has the name of something else here. */
+static bool parse_kernels(const char *text, monet_kernels *out)
+{
+    for (int k = MONET_KERNELS_SCALAR; k <= MONET_KERNELS_WASM; k++)
+        if (strcmp(text, monet_kernels_name((monet_kernels)k)) == 0)
+            return *out = (monet_kernels)k, true;
+    return fail("--kernels: this machine has no '%s', its best is %s", text,
+                monet_kernels_name(MONET_KERNELS_BEST));
+}
+
 static bool add_stop(settings *set, const char *text)
 {
     size_t size = strlen(text);
@@ -576,6 +603,8 @@ static bool set_option(settings *set, const option *o, const char *value)
     case TEXT: *(const char **)field = value; return true;
     case SEED: return parse_seed(value, (uint64_t *)field);
     case DTYPE: return parse_dtype(value, (monet_dtype *)field);
+    case MODE: return parse_mode(value, (monet_mode *)field);
+    case KERNELS: return parse_kernels(value, (monet_kernels *)field);
     case STOP: return add_stop(set, value);
     case EXPERTS:
     case WHOLE:
@@ -678,6 +707,8 @@ static bool start_session(program *p)
     config.host = &host;
     config.context = p->set.context;
     config.kv_dtype = p->set.kv;
+    config.mode = p->set.mode;
+    config.kernels = p->set.kernels;
     config.capture_routing = p->set.experts > 0;
     if (monet_session_create(p->model, &config, &p->session, &err) != MONET_OK)
         return fail("%s", err.message);
@@ -693,6 +724,7 @@ static void default_settings(settings *set)
     set->sampler.temperature = 0.8f;
     set->sampler.top_p = 0.9f;
     set->max_tokens = 200;
+    set->mode = MONET_FAST;
 }
 
 static bool run_prompt(program *p)

@@ -1055,7 +1055,7 @@ static void test_usage(void)
     CHECK_EQ(convert("a", "b", "c", NULL), 2);
     CHECK_EQ(convert("--dtype", NULL, NULL, NULL), 2);
     CHECK_EQ(convert("a", "b", "--dtype", "f64"), 2);
-    CHECK_HAS(said, "--dtype needs f32, f16 or bf16, not: f64");
+    CHECK_HAS(said, "--dtype needs f32, f16, bf16, q8 or q4, not: f64");
     CHECK_EQ(convert("--frobnicate", "a", "b", NULL), 2);
     CHECK_HAS(said, "--frobnicate");
     CHECK_EQ(convert("--info", "--verify", "a", NULL), 2);

@@ -112,10 +112,12 @@ typedef struct training {
 } training;
 
 typedef struct settings {
-    const char *dump;
-    int64_t     threads;
-    monet_dtype kv;
-    bool        tokenizer, help;
+    const char   *dump;
+    int64_t       threads;
+    monet_dtype   kv;
+    monet_mode    mode;
+    monet_kernels kernels;
+    bool          tokenizer, help;
 } settings;
 
 typedef struct check {
@@ -934,6 +936,8 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
     config.context = (int32_t)context;
     config.max_batch = context < BATCH ? (int32_t)context : BATCH;
     config.kv_dtype = c->set.kv;
+    config.mode = c->set.mode;
+    config.kernels = c->set.kernels;
     config.capture_routing = config.all_logits = true;
     if (monet_session_create(model, &config, &c->session, &why) != MONET_OK)
         return tool_fail(err, "%s", why.message);
@@ -955,9 +959,9 @@ static bool compare_all(check *c, tool_error *err)
     if (c->routing_margin >= 0)
         printf("smallest distance of a normalised router logit to its cut: %.2e\n",
                c->routing_margin);
-    if (c->failed && c->set.kv != MONET_F32)
-        printf("the tolerances are meant for --kv f32; this was %s\n",
-               monet_dtype_name(c->set.kv));
+    if (c->failed && (c->set.kv != MONET_F32 || c->set.mode != MONET_EXACT))
+        printf("the tolerances are meant for --kv f32 --mode exact; this was %s and %s\n",
+               monet_dtype_name(c->set.kv), c->set.mode == MONET_FAST ? "fast" : "exact");
     return true;
 }
 
@@ -1212,6 +1216,9 @@ int main(int argc, char **argv)
         {"tokenizer", RUN_FLAG, &c.set.tokenizer, 0, 0, NULL, "compare the tokenizer"},
         {"dump", RUN_TEXT, (void *)&c.set.dump, 0, 0, "FILE", "write the computed arrays there"},
         {"kv", RUN_DTYPE, &c.set.kv, 0, 0, "TYPE", "KV cache in f32, f16 or bf16 (default: f32)"},
+        {"mode", RUN_MODE, &c.set.mode, 0, 0, "MODE", "exact or fast (default: exact)"},
+        {"kernels", RUN_KERNELS, &c.set.kernels, 0, 0, "NAME",
+         "instruction set: scalar, avx2, ... (default: the best here)"},
         {"threads", RUN_WHOLE, &c.set.threads, 1, 256, "N", "threads (default: all processors)"},
         {"help", RUN_FLAG, &c.set.help, 0, 0, NULL, "this text"},
     };

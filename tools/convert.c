@@ -7,8 +7,8 @@
    then pass through in blocks, so that memory stays small however large the model is; and the new
    file takes its name only when it is complete.
 
-   Order of this file: reporting, the plan of the tensors, checks, the tokenizer, the stream of
-   weights, and then one section for each command: checkpoint, .monet again, tokenizer, info,
+   Order of this file: reporting, dtypes, the plan of the tensors, checks, the tokenizer, the stream
+   of weights, and then one section for each command: checkpoint, .monet again, tokenizer, info,
    verify, C array; main.                                                                        */
 #include "common.h"
 
@@ -18,10 +18,12 @@
 #include "hf_names.h"
 #include "json.h"
 #include "safetensors.h"
-#include "tokenizer_files.h"
 
 #define MONET_IMPLEMENTATION
 #include "monet.h"
+
+#include "run.h"
+#include "tokenizer_data.h"
 
 #ifndef BLOCK_BYTES                      /* the test makes all three small */
 #define BLOCK_BYTES (UINT64_C(40) << 20) /* of a checkpoint's V, read before it is transposed */
@@ -130,6 +132,135 @@ static const char *file_name_of(const char *path)
     return slash == NULL ? path : slash + 1;
 }
 
+/* ---- dtypes: what the tensors are written as -------------------------------------------------
+   q8 and q4 are for the matrices that most of the bytes are: attention, experts, lm_head. What is
+   read only in part, or decides which experts are used at all, stays wide: embeddings, routers,
+   expert biases. --router and --set overrule that.                                              */
+
+enum { MAX_RULES = 32 };
+
+typedef struct dtype_rule { /* the tensors of these names get that dtype */
+    const char *names;      /* size bytes; '*' stands for any characters */
+    size_t      size;
+    monet_dtype dtype;
+} dtype_rule;
+
+typedef struct dtype_rules {
+    int        all;              /* a monet_dtype; -1 = as it is */
+    int        n_rules;
+    dtype_rule rules[MAX_RULES]; /* the last one that matches counts */
+} dtype_rules;
+
+static bool is_quantised(monet_dtype dtype)
+{
+    return dtype == MONET_Q8 || dtype == MONET_Q4;
+}
+
+static bool name_matches(const char *pattern, size_t size, const char *name)
+{
+    const char *end = pattern + size, *star = NULL, *from = NULL;
+
+    while (*name != '\0') {
+        if (pattern < end && *pattern == '*') star = pattern++, from = name;
+        else if (pattern < end && *pattern == *name) pattern++, name++;
+        else if (star != NULL) pattern = star + 1, name = ++from;
+        else return false;
+    }
+    while (pattern < end && *pattern == '*') pattern++;
+    return pattern == end;
+}
+
+/* What --dtype q8 or q4 leaves wide. */
+static bool stays_wide(const monet_tensor *tensor)
+{
+    return tensor->layout == MONET_ROWS || strstr(tensor->name, ".router.") != NULL ||
+           strcmp(tensor->name, "embed_tokens.weight") == 0;
+}
+
+/* What a matrix whose numbers are of the dtype `now` becomes. */
+static monet_dtype new_dtype(const dtype_rules *want, const monet_tensor *tensor, monet_dtype now)
+{
+    const monet_dtype wide = now == MONET_F32 ? MONET_BF16 : now;
+    monet_dtype dtype = now;
+    int i;
+
+    if (want->all >= 0) dtype = (monet_dtype)want->all;
+    if (want->all >= 0 && is_quantised(dtype) && stays_wide(tensor)) dtype = wide;
+    for (i = 0; i < want->n_rules; i++) {
+        const dtype_rule *rule = &want->rules[i];
+        if (name_matches(rule->names, rule->size, tensor->name)) dtype = rule->dtype;
+    }
+    return is_quantised(dtype) && tensor->layout == MONET_ROWS ? wide : dtype;
+}
+
+/* A name that is spelt wrong shall not go unnoticed. */
+static bool check_rules(const dtype_rules *want, const monet_tensor *tensors, size_t n,
+                        tool_error *err)
+{
+    char quoted[TOOL_QUOTE];
+    size_t k;
+    int i;
+
+    for (i = 0; i < want->n_rules; i++) {
+        const dtype_rule *rule = &want->rules[i];
+        for (k = 0; k < n; k++)
+            if (tensors[k].n_dims == 2 && name_matches(rule->names, rule->size, tensors[k].name))
+                break;
+        if (k == n)
+            return tool_fail(err, "no matrix of this model has a name like \"%s\"",
+                             tool_quote(quoted, rule->names, rule->size));
+    }
+    return true;
+}
+
+/* "q8, bf16": the dtypes of the tensors of these names, in their order; "" if there are none. */
+static void put_dtypes(tool_buffer *out, const char *names, const monet_tensor *tensors, size_t n)
+{
+    unsigned seen = 0;
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        const unsigned bit = 1u << tensors[i].dtype;
+        if ((seen & bit) != 0 || !name_matches(names, strlen(names), tensors[i].name)) continue;
+        tool_putf(out, "%s%s", seen != 0 ? ", " : "", monet_dtype_name(tensors[i].dtype));
+        seen |= bit;
+    }
+}
+
+static bool any_quantised(const monet_tensor *tensors, size_t n)
+{
+    size_t i = 0;
+
+    while (i < n && !is_quantised(tensors[i].dtype)) i++;
+    return i < n;
+}
+
+/* Says, and keeps as metadata, what a model with quantised tensors is made of: "quantised.router" =
+   "bf16" and the like. A file that is made of it later keeps that: its numbers went through it. */
+static bool note_dtypes(hf_notes *notes, const monet_tensor *tensors, size_t n, tool_error *err)
+{
+    static const char *const parts[][2] = {
+        {"embed_tokens", "embed_tokens.weight"}, {"attention", "*.self_attn.*"},
+        {"router", "*.router.w*"}, {"experts", "*.moe.*.weight"}, {"lm_head", "lm_head.weight"}
+    };
+    tool_buffer text = {NULL, 0, 0, false};
+    bool ok = true, first = true;
+    size_t i;
+
+    for (i = 0; ok && any_quantised(tensors, n) && i < sizeof parts / sizeof parts[0]; i++) {
+        text.size = 0;
+        put_dtypes(&text, parts[i][1], tensors, n);
+        if (text.failed) ok = tool_fail(err, "out of memory: metadata");
+        if (!ok || text.size == 0) continue; /* no lm_head in a tied model */
+        printf("%s%s %s", first ? "quantised     " : "; ", parts[i][0], text.data);
+        first = false;
+        ok = hf_note(notes, "quantised.", parts[i][0], text.data, err);
+    }
+    if (!first) printf("\n");
+    tool_buffer_free(&text);
+    return ok;
+}
+
 /* ---- the plan: which tensors make which ------------------------------------------------------ */
 
 typedef struct plan_tensor {
@@ -151,8 +282,8 @@ typedef struct checkpoint {
     uint64_t      n_bytes;        /* of the tensors that are used */
 } checkpoint;
 
-/* The tensors of an architecture in new memory; those that may have another dtype than f32 are of
-   the given one. */
+/* The tensors of an architecture in new memory; matrices, which alone may have another dtype than
+   f32, are of the given one. */
 static monet_tensor *describe_tensors(const monet_arch *arch, monet_dtype dtype, size_t *n,
                                       tool_error *err)
 {
@@ -209,8 +340,7 @@ static bool plan_one(checkpoint *in, size_t index, tool_error *err)
     return true;
 }
 
-/* dtype -1 keeps the precision of the checkpoint. */
-static bool make_plan(checkpoint *in, int dtype, tool_error *err)
+static bool make_plan(checkpoint *in, const dtype_rules *want, tool_error *err)
 {
     size_t i;
 
@@ -222,10 +352,9 @@ static bool make_plan(checkpoint *in, int dtype, tool_error *err)
     for (i = 0; i < in->n_tensors; i++) {
         monet_tensor *tensor = &in->tensors[i];
         if (!plan_one(in, i, err)) return false;
-        if (tensor->dtype != MONET_F32)
-            tensor->dtype = dtype < 0 ? tensor->source_dtype : (monet_dtype)dtype;
+        if (tensor->n_dims == 2) tensor->dtype = new_dtype(want, tensor, tensor->source_dtype);
     }
-    return true;
+    return check_rules(want, in->tensors, in->n_tensors, err);
 }
 
 /* ---- checks: what else the checkpoint has ---------------------------------------------------- */
@@ -395,46 +524,6 @@ static bool check_output(const checkpoint *in, const char *out, tool_error *err)
 }
 
 /* ---- the tokenizer --------------------------------------------------------------------------- */
-
-/* What monet.h writes; `pieces` and `merges` are the caller's to free. */
-static bool tokenizer_data(const tok_file *tok, monet_tokenizer_data *data, tool_error *err)
-{
-    monet_piece *pieces = tool_alloc((uint64_t)tok->n_pieces, sizeof *pieces, err);
-    monet_merge *merges = tool_alloc((uint64_t)tok->n_merges, sizeof *merges, err);
-    int32_t i;
-
-    memset(data, 0, sizeof *data);
-    data->pieces = pieces;
-    data->n_pieces = tok->n_pieces;
-    data->merges = merges;
-    data->n_merges = tok->n_merges;
-    if (pieces == NULL || merges == NULL) return false;
-    for (i = 0; i < tok->n_pieces; i++) {
-        pieces[i].bytes = tok->pieces[i].bytes;
-        pieces[i].size = tok->pieces[i].size;
-        pieces[i].type = tok->pieces[i].type;
-        pieces[i].score = tok->pieces[i].score;
-    }
-    for (i = 0; i < tok->n_merges; i++) {
-        merges[i].left = tok->merges[i].left;
-        merges[i].right = tok->merges[i].right;
-        merges[i].result = tok->merges[i].result;
-    }
-    data->eos_ids = &tok->eos_id;
-    data->n_eos = tok->eos_id >= 0;
-    data->unk_id = tok->unk_id;
-    data->bos_id = tok->bos_id;
-    data->prefix_space = tok->prefix_space;
-    data->strip_space = tok->strip_space;
-    return true;
-}
-
-static void free_tokenizer_data(monet_tokenizer_data *data)
-{
-    free((void *)(uintptr_t)data->pieces);
-    free((void *)(uintptr_t)data->merges);
-    memset(data, 0, sizeof *data);
-}
 
 static bool keep_template(hf_notes *notes, const tok_file *tok, tool_error *err)
 {
@@ -1075,15 +1164,15 @@ static void print_checkpoint(const checkpoint *in)
 }
 
 /* Reads and checks all but the weights. On failure, too, checkpoint_close is due. */
-static bool checkpoint_open(checkpoint *in, const char *folder, const char *out, int dtype,
-                            tool_error *err)
+static bool checkpoint_open(checkpoint *in, const char *folder, const char *out,
+                            const dtype_rules *want, tool_error *err)
 {
     tok_generation generation;
 
     memset(in, 0, sizeof *in);
     in->folder = folder;
     return hf_config_load(&in->config, folder, err) && st_open_model(&in->files, folder, err) &&
-           make_plan(in, dtype, err) && keep_counters(in, err) && check_tied_head(in, err) &&
+           make_plan(in, want, err) && keep_counters(in, err) && check_tied_head(in, err) &&
            check_leftovers(in, err) && check_statistics(in, err) && open_tokenizer(in, err) &&
            tok_generation_read(&generation, folder, in->config.arch.vocab_size, err) &&
            special_ids(in, &generation, err) && check_output(in, out, err);
@@ -1092,17 +1181,17 @@ static bool checkpoint_open(checkpoint *in, const char *folder, const char *out,
 static bool create_writer(stream *s, const checkpoint *in, const char *out, tool_error *err)
 {
     monet_writer_config config;
-    monet_tokenizer_data tokenizer;
+    tokenizer_copy tokenizer;
     monet_error problem = {{0}, MONET_OK};
     bool ok = true;
 
     memset(&config, 0, sizeof config);
     memset(&tokenizer, 0, sizeof tokenizer);
     if (in->tokenizer_name != NULL) {
-        ok = tokenizer_data(&in->tokenizer, &tokenizer, err);
-        tokenizer.eos_ids = in->config.eos_ids;
-        tokenizer.n_eos = in->config.n_eos;
-        config.tokenizer = &tokenizer;
+        ok = tokenizer_copy_file(&tokenizer, &in->tokenizer, err);
+        tokenizer.data.eos_ids = in->config.eos_ids;
+        tokenizer.data.n_eos = in->config.n_eos;
+        config.tokenizer = &tokenizer.data;
     }
     config.arch = &in->config.arch;
     config.tensors = in->tensors;
@@ -1111,7 +1200,7 @@ static bool create_writer(stream *s, const checkpoint *in, const char *out, tool
     config.n_metadata = in->config.notes.n;
     if (ok && monet_writer_create(out, &config, &s->writer, &problem) != MONET_OK)
         ok = fail_monet(err, &problem);
-    free_tokenizer_data(&tokenizer);
+    tokenizer_copy_free(&tokenizer);
     return ok;
 }
 
@@ -1156,14 +1245,16 @@ static bool write_checkpoint(checkpoint *in, const char *out, tool_error *err)
     return ok;
 }
 
-static bool convert_checkpoint(const char *folder, const char *out, int dtype, tool_error *err)
+static bool convert_checkpoint(const char *folder, const char *out, const dtype_rules *want,
+                               tool_error *err)
 {
     checkpoint in;
-    bool ok = checkpoint_open(&in, folder, out, dtype, err);
+    bool ok = checkpoint_open(&in, folder, out, want, err);
 
     if (ok) {
         print_checkpoint(&in);
-        ok = write_checkpoint(&in, out, err);
+        ok = note_dtypes(&in.config.notes, in.tensors, in.n_tensors, err) &&
+             write_checkpoint(&in, out, err);
     }
     checkpoint_close(&in);
     return ok;
@@ -1171,55 +1262,23 @@ static bool convert_checkpoint(const char *folder, const char *out, int dtype, t
 
 /* ---- command: a .monet file again ------------------------------------------------------------ */
 
-static bool load(const char *path, monet_model **model, tool_error *err)
+/* Metadata of the old file, but not about quantised tensors if the new ones will be noted. */
+static bool keep_notes(hf_notes *notes, const monet_model *model, const monet_tensor *tensors,
+                       size_t n_tensors, tool_error *err)
 {
-    monet_error problem = {{0}, MONET_OK};
+    const bool noted = any_quantised(tensors, n_tensors);
+    size_t i, n = monet_model_metadata_count(model);
 
-    if (monet_model_load(path, NULL, model, &problem) == MONET_OK) return true;
-    fail_monet(err, &problem);
-    return strncmp(problem.message, path, strlen(path)) == 0 ? false : tool_prefix(err, path);
-}
-
-/* Everything of a loaded model's tokenizer in new arrays. */
-static bool describe_tokenizer(const monet_tokenizer *tokenizer, monet_tokenizer_data *data,
-                               tool_error *err)
-{
-    monet_piece *pieces;
-    monet_merge *merges;
-    int32_t *eos;
-
-    memset(data, 0, sizeof *data);
-    if (tokenizer == NULL) return true;
-    monet_tokenizer_describe(tokenizer, NULL, NULL, NULL, data);
-    pieces = tool_alloc((uint64_t)data->n_pieces, sizeof *pieces, err);
-    merges = tool_alloc((uint64_t)data->n_merges, sizeof *merges, err);
-    eos = tool_alloc((uint64_t)data->n_eos, sizeof *eos, err);
-    monet_tokenizer_describe(tokenizer, pieces, merges, eos, data);
-    return pieces != NULL && merges != NULL && eos != NULL;
-}
-
-static void free_description(monet_tokenizer_data *data)
-{
-    free((void *)(uintptr_t)data->eos_ids);
-    free_tokenizer_data(data);
-}
-
-static monet_metadata *describe_metadata(const monet_model *model, size_t *n, tool_error *err)
-{
-    monet_metadata *items;
-    size_t i;
-
-    *n = monet_model_metadata_count(model);
-    items = tool_alloc(*n, sizeof *items, err);
-    for (i = 0; items != NULL && i < *n; i++) {
-        items[i].key = monet_model_metadata_key(model, i);
-        items[i].value = monet_model_metadata_value(model, i);
+    for (i = 0; i < n; i++) {
+        const char *key = monet_model_metadata_key(model, i);
+        if (noted && strncmp(key, "quantised.", 10) == 0) continue;
+        if (!hf_note(notes, "", key, monet_model_metadata_value(model, i), err)) return false;
     }
-    return items;
+    return note_dtypes(notes, tensors, n_tensors, err);
 }
 
 /* The same tensors; those that may have another dtype get it. */
-static monet_tensor *recoded_tensors(const monet_model *model, int dtype, size_t *n,
+static monet_tensor *recoded_tensors(const monet_model *model, const dtype_rules *want, size_t *n,
                                      tool_error *err)
 {
     monet_tensor *tensors = describe_tensors(monet_model_arch(model), MONET_BF16, n, err);
@@ -1227,34 +1286,38 @@ static monet_tensor *recoded_tensors(const monet_model *model, int dtype, size_t
 
     for (i = 0; tensors != NULL && i < *n; i++) {
         const monet_tensor *old = monet_model_tensor(model, i);
-        bool fixed = tensors[i].dtype == MONET_F32;
-        tensors[i].dtype = fixed || dtype < 0 ? old->dtype : (monet_dtype)dtype;
+        tensors[i].dtype = old->n_dims == 2 ? new_dtype(want, old, old->dtype) : old->dtype;
         tensors[i].source_dtype = old->source_dtype;
     }
-    return tensors;
+    if (tensors == NULL || check_rules(want, tensors, *n, err)) return tensors;
+    free(tensors);
+    return NULL;
 }
 
 static bool create_recoder(stream *s, const monet_model *model, const monet_tensor *tensors,
                            size_t n_tensors, const char *out, tool_error *err)
 {
+    const monet_tokenizer *old = monet_model_tokenizer(model);
     monet_writer_config config;
-    monet_tokenizer_data tokenizer;
+    tokenizer_copy tokenizer;
     monet_error problem = {{0}, MONET_OK};
-    monet_metadata *metadata;
+    hf_notes notes = {NULL, 0, 0};
     bool ok;
 
     memset(&config, 0, sizeof config);
+    memset(&tokenizer, 0, sizeof tokenizer);
+    ok = keep_notes(&notes, model, tensors, n_tensors, err) &&
+         (old == NULL || tokenizer_copy_model(&tokenizer, old, err));
     config.arch = monet_model_arch(model);
     config.tensors = tensors;
     config.n_tensors = n_tensors;
-    metadata = describe_metadata(model, &config.n_metadata, err);
-    config.metadata = metadata;
-    ok = describe_tokenizer(monet_model_tokenizer(model), &tokenizer, err) && metadata != NULL;
-    if (tokenizer.n_pieces > 0) config.tokenizer = &tokenizer;
+    if (old != NULL) config.tokenizer = &tokenizer.data;
+    config.metadata = notes.items;
+    config.n_metadata = notes.n;
     if (ok && monet_writer_create(out, &config, &s->writer, &problem) != MONET_OK)
         ok = fail_monet(err, &problem);
-    free_description(&tokenizer);
-    free(metadata);
+    tokenizer_copy_free(&tokenizer);
+    hf_notes_free(&notes);
     return ok;
 }
 
@@ -1275,7 +1338,7 @@ static const monet_tensor *source_tensor(source_model *in, size_t index, tool_er
         monet_model_free(in->model);
         in->model = NULL;
         in->read = 0;
-        if (!load(in->path, &in->model, err)) return NULL;
+        if (!run_load_any(in->path, &in->model, err)) return NULL;
     }
     tensor = monet_model_tensor(in->model, index);
     if (tensor != NULL && strcmp(tensor->name, target->name) == 0 &&
@@ -1297,8 +1360,9 @@ static bool read_again(stream *s, source_model *in, size_t index, tool_error *er
         uint64_t bytes;
         if (next == NULL) return false;
         count = rows - first < most ? rows - first : most;
-        bytes = (uint64_t)(count * columns) * monet_dtype_size(tensor->dtype);
-        monet_tensor_read(tensor, first, count, next->rows);
+        bytes = tensor->size / (uint64_t)rows * (uint64_t)count;
+        if (monet_tensor_read(tensor, first, count, next->rows) != MONET_OK)
+            return tool_fail(err, "tensor \"%s\" cannot be read", tensor->name);
         in->read += bytes;
         end_rows(s, next, &in->targets[index], count, columns, bytes);
     }
@@ -1315,7 +1379,8 @@ static bool read_model(stream *s, void *source, tool_error *err)
     return true;
 }
 
-static bool convert_monet(const char *path, const char *out, int dtype, tool_error *err)
+static bool convert_monet(const char *path, const char *out, const dtype_rules *want,
+                          tool_error *err)
 {
     double start = tool_seconds();
     struct stat status;
@@ -1323,11 +1388,11 @@ static bool convert_monet(const char *path, const char *out, int dtype, tool_err
     stream s;
     bool ok;
 
-    if (!refuse_same(path, out, err) || !load(path, &in.model, err)) return false;
+    if (!refuse_same(path, out, err) || !run_load_any(path, &in.model, err)) return false;
     stream_begin(&s, NULL);
     if (monet_model_arch(in.model) != NULL) {
         print_arch(monet_model_arch(in.model));
-        in.targets = recoded_tensors(in.model, dtype, &in.n_tensors, err);
+        in.targets = recoded_tensors(in.model, want, &in.n_tensors, err);
     }
     ok = (in.targets != NULL || monet_model_arch(in.model) == NULL) &&
          create_recoder(&s, in.model, in.targets, in.n_tensors, out, err) &&
@@ -1345,7 +1410,7 @@ static bool convert_monet(const char *path, const char *out, int dtype, tool_err
 static bool convert_tokenizer(const char *path, const char *out, tool_error *err)
 {
     monet_writer_config config;
-    monet_tokenizer_data data;
+    tokenizer_copy tokenizer;
     monet_error problem = {{0}, MONET_OK};
     hf_notes notes = {NULL, 0, 0};
     tok_file tok;
@@ -1353,20 +1418,19 @@ static bool convert_tokenizer(const char *path, const char *out, tool_error *err
     bool ok;
 
     memset(&config, 0, sizeof config);
-    memset(&data, 0, sizeof data);
     if (!refuse_same(path, out, err) || !tok_open(&tok, path, err)) return false;
     stream_begin(&s, NULL);
-    ok = tokenizer_data(&tok, &data, err) && keep_template(&notes, &tok, err);
-    config.tokenizer = &data;
+    ok = tokenizer_copy_file(&tokenizer, &tok, err) && keep_template(&notes, &tok, err);
+    config.tokenizer = &tokenizer.data;
     config.metadata = notes.items;
     config.n_metadata = notes.n;
     if (ok && monet_writer_create(out, &config, &s.writer, &problem) != MONET_OK)
         ok = fail_monet(err, &problem);
     ok = ok && finish_writer(&s, err);
     stream_free(&s);
-    if (ok) printf("written       %s: %d pieces, %d merges\n", out, (int)data.n_pieces,
-                   (int)data.n_merges);
-    free_tokenizer_data(&data);
+    if (ok) printf("written       %s: %d pieces, %d merges\n", out,
+                   (int)tokenizer.data.n_pieces, (int)tokenizer.data.n_merges);
+    tokenizer_copy_free(&tokenizer);
     hf_notes_free(&notes);
     tok_free(&tok);
     return ok;
@@ -1449,7 +1513,7 @@ static bool show_info(const char *path, tool_error *err)
 {
     monet_model *model;
 
-    if (!load(path, &model, err)) return false;
+    if (!run_load_any(path, &model, err)) return false;
     info_sizes(model, path);
     if (monet_model_arch(model) != NULL) print_arch(monet_model_arch(model));
     info_tokenizer(monet_model_tokenizer(model));
@@ -1465,7 +1529,7 @@ static bool verify(const char *path, tool_error *err)
     monet_model *model;
     bool ok;
 
-    if (!load(path, &model, err)) return false;
+    if (!run_load_any(path, &model, err)) return false;
     ok = monet_model_verify(model, &problem) == MONET_OK;
     if (ok)
         printf("%s: intact, the hashes of all %lu tensors agree\n", path,
@@ -1601,7 +1665,8 @@ static bool make_array(const char *path, const char *out, const char *name, tool
     int fd;
     bool ok;
 
-    if (!check_identifier(name, err) || !refuse_same(path, out, err) || !load(path, &model, err))
+    if (!check_identifier(name, err) || !refuse_same(path, out, err) ||
+        !run_load_any(path, &model, err))
         return false;
     monet_model_free(model); /* it is a .monet file */
     fd = tool__open(path, &status, err);
@@ -1622,12 +1687,18 @@ static bool make_array(const char *path, const char *out, const char *name, tool
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const char help[] =
-    "convert HF_FOLDER OUT.monet [--dtype f32|f16|bf16]\n"
+    "convert HF_FOLDER OUT.monet [options]\n"
     "    makes a .monet file of a checkpoint of Hugging Face: config.json, model.safetensors or\n"
-    "    its shards, tokenizer.model or tokenizer.json. Without --dtype weights keep their\n"
-    "    precision; vectors and statistics become f32.\n"
-    "convert IN.monet OUT.monet [--dtype f32|f16|bf16]\n"
-    "    writes a .monet file again, with another dtype\n"
+    "    its shards, tokenizer.model or tokenizer.json\n"
+    "convert IN.monet OUT.monet [options]\n"
+    "    writes a .monet file again. Options of both:\n"
+    "    --dtype f32|f16|bf16|q8|q4  of the weights (without it they keep their precision).\n"
+    "          Vectors and statistics are f32. q8 and q4, about 8.5 and 4.5 bits a weight, are\n"
+    "          for attention, experts and lm_head; embeddings, routers and expert biases keep\n"
+    "          16 bits.\n"
+    "    --router DTYPE      of the routers, for instance q8: faster, less exact\n"
+    "    --set NAMES=DTYPE   of the tensors of these names, as --info shows them; '*' stands for\n"
+    "          any characters: --set '*.self_attn.o_proj.*=q8'. The last that fits counts.\n"
     "convert --tokenizer FILE OUT.monet\n"
     "    a tokenizer alone; FILE is a tokenizer.model, a tokenizer.json or a folder\n"
     "convert --info FILE.monet\n"
@@ -1646,7 +1717,7 @@ typedef struct arguments {
     const char *command;   /* "" = convert */
     const char *paths[3];
     int         n_paths;
-    int         dtype;     /* -1 = as it is */
+    dtype_rules want;
 } arguments;
 
 static bool usage(const char *what, const char *word)
@@ -1656,12 +1727,33 @@ static bool usage(const char *what, const char *word)
     return false;
 }
 
-static bool parse_dtype(const char *word, int *dtype)
+static bool parse_dtype(const char *option, const char *word, int *dtype)
 {
-    if (word == NULL) return usage("--dtype needs f32, f16 or bf16", NULL);
-    for (*dtype = 0; *dtype < 3; *dtype += 1)
+    char message[80];
+
+    for (*dtype = 0; word != NULL && *dtype <= MONET_Q4; *dtype += 1)
         if (strcmp(word, monet_dtype_name((monet_dtype)*dtype)) == 0) return true;
-    return usage("--dtype needs f32, f16 or bf16, not", word);
+    snprintf(message, sizeof message, "%s needs f32, f16, bf16, q8 or q4%s", option,
+             word == NULL ? "" : ", not");
+    return usage(message, word);
+}
+
+/* "NAMES=DTYPE" of --set, or the dtype of `names`. */
+static bool parse_rule(dtype_rules *want, const char *option, const char *names, const char *word)
+{
+    dtype_rule *rule = &want->rules[want->n_rules];
+    const char *equals = word == NULL ? NULL : strrchr(word, '=');
+    int dtype;
+
+    if (want->n_rules == MAX_RULES) return usage("too many options", option);
+    if (names == NULL && (equals == NULL || equals == word))
+        return usage("--set needs NAMES=DTYPE", word);
+    rule->names = names != NULL ? names : word;
+    rule->size = names != NULL ? strlen(names) : (size_t)(equals - word);
+    if (!parse_dtype(option, names != NULL ? word : equals + 1, &dtype)) return false;
+    rule->dtype = (monet_dtype)dtype;
+    want->n_rules++;
+    return true;
 }
 
 static bool parse_command(arguments *a, const char *word)
@@ -1679,6 +1771,21 @@ static bool parse_command(arguments *a, const char *word)
     return usage("unknown option", word);
 }
 
+/* An option with a value; NULL if there is none. */
+static bool parse_option(arguments *a, const char *option, const char *value)
+{
+    if (strcmp(option, "--dtype") == 0) return parse_dtype(option, value, &a->want.all);
+    if (strcmp(option, "--router") == 0)
+        return parse_rule(&a->want, option, "layers.*.router.*", value);
+    return parse_rule(&a->want, option, NULL, value);
+}
+
+static bool is_option(const char *word)
+{
+    return strcmp(word, "--dtype") == 0 || strcmp(word, "--router") == 0 ||
+           strcmp(word, "--set") == 0;
+}
+
 static bool parse_arguments(arguments *a, int argc, char **argv)
 {
     bool options = true;
@@ -1686,12 +1793,13 @@ static bool parse_arguments(arguments *a, int argc, char **argv)
 
     memset(a, 0, sizeof *a);
     a->command = "";
-    a->dtype = -1;
+    a->want.all = -1;
     for (i = 1; i < argc; i++) {
         if (options && strcmp(argv[i], "--") == 0) {
             options = false;
-        } else if (options && strcmp(argv[i], "--dtype") == 0) {
-            if (!parse_dtype(i + 1 < argc ? argv[++i] : NULL, &a->dtype)) return false;
+        } else if (options && is_option(argv[i])) {
+            if (!parse_option(a, argv[i], i + 1 < argc ? argv[i + 1] : NULL)) return false;
+            i++;
         } else if (options && argv[i][0] == '-') {
             if (!parse_command(a, argv[i])) return false;
         } else {
@@ -1716,14 +1824,15 @@ static int run(const arguments *a, tool_error *err)
     bool one = a->n_paths == 1, two = a->n_paths == 2;
     bool plain = a->command[0] == '\0';
 
-    if (a->dtype >= 0 && !plain) return usage("--dtype does not go with", a->command), EXIT_USAGE;
+    if (!plain && (a->want.all >= 0 || a->want.n_rules > 0))
+        return usage("a dtype does not go with", a->command), EXIT_USAGE;
     if (strcmp(a->command, "--info") == 0 && one) return !show_info(p[0], err);
     if (strcmp(a->command, "--verify") == 0 && one) return !verify(p[0], err);
     if (strcmp(a->command, "--tokenizer") == 0 && two) return !convert_tokenizer(p[0], p[1], err);
     if (strcmp(a->command, "--c-array") == 0 && (two || a->n_paths == 3))
         return !make_array(p[0], p[1], two ? "monet_model" : p[2], err);
-    if (plain && two && is_folder(p[0])) return !convert_checkpoint(p[0], p[1], a->dtype, err);
-    if (plain && two) return !convert_monet(p[0], p[1], a->dtype, err);
+    if (plain && two && is_folder(p[0])) return !convert_checkpoint(p[0], p[1], &a->want, err);
+    if (plain && two) return !convert_monet(p[0], p[1], &a->want, err);
     usage(plain ? "needs an input and an output" : "wrong number of arguments for",
           plain ? NULL : a->command);
     return EXIT_USAGE;

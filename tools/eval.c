@@ -8,7 +8,10 @@
    it. A .safetensors file holds "tokens" (B,T), integers: each row is a stream of its own, used as
    it is; its first token is not scored.
 
-   Bytes are those of the text that the scored tokens decode to.                                */
+   Bytes are those of the text that the scored tokens decode to.
+
+   With --compare another model reads the same tokens: what did a smaller dtype change? With
+   --compare-mode and --compare-kernels: the same, or the same model in another way.            */
 #include "common.h"
 #include "safetensors.h"
 
@@ -17,15 +20,22 @@
 #include "monet.h"
 
 #include "run.h"
+#include "tokenizer_data.h"
 
 #define BATCH 64                           /* tokens a call: their logits are kept */
 #define MAX_FILES 4096
 #define MAX_TEXT (UINT64_C(1) << 32)       /* bytes of one text file */
 
+typedef struct way { /* in which a model is run */
+    monet_mode    mode;
+    monet_kernels kernels;
+} way;
+
 typedef struct settings {
-    const char *csv;
+    const char *csv, *compare, *compare_mode, *compare_kernels;
     int64_t     context, stride, threads, max_tokens; /* 0 = default */
     monet_dtype kv;
+    way         way, other_way;
     bool        quiet, help;
 } settings;
 
@@ -34,20 +44,186 @@ typedef struct score {
     uint64_t evaluated; /* the tokens that windows repeat count again */
     uint64_t bytes;
     double   nats, seconds;
+    double   other_nats, other_seconds; /* of the model that this one is compared with */
+    uint64_t same;      /* tokens that both find likeliest */
     bool     has_bytes;
 } score;
+
+typedef struct routing_agreement { /* of one router, over all tokens that were scored */
+    uint64_t both[2], either[2]; /* half-experts of each axis that are active in both; in any */
+    double   common, scores;     /* of all experts: the smaller of both; their mean */
+} routing_agreement;
 
 typedef struct evaluation {
     settings               set;
     const monet_arch      *arch;
     const monet_tokenizer *tokenizer; /* may be NULL: then only token files can be scored */
-    monet_session         *session;
+    monet_session         *session, *other; /* other NULL = nothing to compare with */
+    monet_model           *other_model;     /* NULL = the same */
+    double                 sum_difference, max_difference; /* of logits */
+    routing_agreement     *routers;   /* (n_routers) */
+    int32_t                n_routers; /* 0 = the two models' cannot be compared */
     score                  now;       /* of the file at hand */
     tool_progress          progress;
     const char            *path;
 } evaluation;
 
+/* ---- comparing two models -------------------------------------------------------------------- */
+
+static int32_t likeliest(const monet_real *logits, int32_t n)
+{
+    int32_t i, best = 0;
+
+    for (i = 1; i < n; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+static void compare_logits(evaluation *e, const monet_real *a, const monet_real *b)
+{
+    const int32_t n = e->arch->vocab_size;
+    double sum = 0;
+    int32_t i;
+
+    for (i = 0; i < n; i++) {
+        const double difference = fabs((double)a[i] - (double)b[i]);
+        sum += difference;
+        if (difference > e->max_difference) e->max_difference = difference;
+    }
+    e->sum_difference += sum / n;
+    e->now.same += likeliest(a, n) == likeliest(b, n);
+}
+
+/* Numbers that are in both ascending lists, into `out`. */
+static int32_t common_numbers(const uint16_t *a, int32_t n_a, const uint16_t *b, int32_t n_b,
+                              uint16_t *out)
+{
+    int32_t i = 0, j = 0, n = 0;
+
+    while (i < n_a && j < n_b) {
+        if (a[i] == b[j]) out[n++] = a[i];
+        if (a[i] < b[j]) i++;
+        else if (b[j] < a[i]) j++;
+        else i++, j++;
+    }
+    return n;
+}
+
+/* Score of expert (i,j), and the sum of all scores. */
+static double score_of(const monet_routing *r, int32_t i, int32_t j)
+{
+    double sum = 0;
+    int32_t h;
+
+    for (h = 0; h < r->n_heads; h++)
+        sum += (double)r->g1[h * r->n_experts + i] * (double)r->g2[h * r->n_experts + j];
+    return sum;
+}
+
+static double all_scores(const monet_routing *r)
+{
+    double all = 0;
+    int32_t h, k;
+
+    for (h = 0; h < r->n_heads; h++) {
+        double sum1 = 0, sum2 = 0;
+        for (k = 0; k < r->n_i; k++) sum1 += (double)r->g1[h * r->n_experts + r->i[k]];
+        for (k = 0; k < r->n_j; k++) sum2 += (double)r->g2[h * r->n_experts + r->j[k]];
+        all += sum1 * sum2;
+    }
+    return all;
+}
+
+static void compare_routing(routing_agreement *sum, const monet_routing *a, const monet_routing *b)
+{
+    static uint16_t i[65536], j[65536];
+    const int32_t n_i = common_numbers(a->i, a->n_i, b->i, b->n_i, i);
+    const int32_t n_j = common_numbers(a->j, a->n_j, b->j, b->n_j, j);
+    int32_t x, y;
+
+    sum->both[0] += (uint64_t)n_i;
+    sum->both[1] += (uint64_t)n_j;
+    sum->either[0] += (uint64_t)(a->n_i + b->n_i - n_i);
+    sum->either[1] += (uint64_t)(a->n_j + b->n_j - n_j);
+    for (x = 0; x < n_i; x++)
+        for (y = 0; y < n_j; y++) {
+            const double one = score_of(a, i[x], j[y]), two = score_of(b, i[x], j[y]);
+            sum->common += one < two ? one : two;
+        }
+    sum->scores += (all_scores(a) + all_scores(b)) / 2;
+}
+
+/* What the two sessions found for token `index` of the last call, which `target` follows. */
+static bool compare_token(evaluation *e, int32_t index, int32_t target, tool_error *err)
+{
+    const monet_real *logits = monet_session_logits_at(e->other, index);
+    monet_routing a, b;
+    int32_t r;
+
+    compare_logits(e, monet_session_logits_at(e->session, index), logits);
+    e->now.other_nats -= monet_logprob(logits, e->arch->vocab_size, target);
+    for (r = 0; r < e->n_routers; r++) {
+        const int32_t layer = r * e->arch->moe_groups;
+        if (monet_session_routing(e->session, index, layer, &a) != MONET_OK ||
+            monet_session_routing(e->other, index, layer, &b) != MONET_OK)
+            return tool_fail(err, "layer %d: the routing was not kept", (int)layer);
+        compare_routing(&e->routers[r], &a, &b);
+    }
+    return true;
+}
+
+static void print_agreement(const evaluation *e, const score *all)
+{
+    const bool has_bytes = all->has_bytes && all->bytes > 0;
+    const double unit = has_bytes ? log(2.0) * (double)all->bytes : (double)all->tokens;
+    int32_t r;
+
+    printf("\ncompared with %s, %s, %s (%.1f tokens/s)\n",
+           e->set.compare != NULL ? e->set.compare : "itself",
+           e->set.other_way.mode == MONET_FAST ? "fast" : "exact",
+           monet_kernels_name(e->set.other_way.kernels),
+           (double)all->evaluated / (all->other_seconds + 1e-9));
+    printf("%s    %.4f, there %.4f: %+.3f %%\n", has_bytes ? "bits/byte " : "nats/token",
+           all->nats / unit, all->other_nats / unit, 100 * (all->nats / all->other_nats - 1));
+    printf("likeliest     the same token at %.3f %% of %llu places\n",
+           100 * (double)all->same / (double)all->tokens, (unsigned long long)all->tokens);
+    printf("logits        differ by %.5f on average, by %.5f at most\n",
+           e->sum_difference / (double)all->tokens, e->max_difference);
+    if (e->n_routers > 0)
+        printf("routers       half-experts active in both, of those active in any; scores in "
+               "common\n");
+    for (r = 0; r < e->n_routers; r++) {
+        const routing_agreement *x = &e->routers[r];
+        printf("  %-3d layer %-3d i %7.3f %%  j %7.3f %%  experts %7.3f %%\n", (int)r,
+               (int)(r * e->arch->moe_groups),
+               100 * (double)x->both[0] / ((double)x->either[0] + 1e-9),
+               100 * (double)x->both[1] / ((double)x->either[1] + 1e-9),
+               100 * x->common / (x->scores + 1e-30));
+    }
+}
+
 /* ---- one stream ------------------------------------------------------------------------------ */
+
+static bool eval_failed(const evaluation *e, const monet_session *session, size_t at,
+                        tool_error *err)
+{
+    return tool_fail(err, "%.200s: token %llu of a stream: %s", e->path, (unsigned long long)at,
+                     monet_session_error(session)->message);
+}
+
+/* The other model reads the same tokens. */
+static bool eval_other(evaluation *e, const int32_t *tokens, size_t at, size_t n, bool first,
+                       tool_error *err)
+{
+    const double start = tool_seconds();
+
+    if (e->other == NULL) return true;
+    if ((first && monet_session_rewind(e->other, 0) != MONET_OK) ||
+        monet_session_eval(e->other, tokens, n) != MONET_OK)
+        return eval_failed(e, e->other, at, err);
+    e->now.other_seconds += tool_seconds() - start;
+    return true;
+}
 
 /* Evaluates stream[first..end-1] as one window and scores the tokens after `known`, the last one
    that was scored before; stream[end] is the last target.                                      */
@@ -61,14 +237,16 @@ static bool score_window(evaluation *e, const int32_t *stream, size_t first, siz
     for (at = first; at < end; at += n) {
         n = end - at < BATCH ? end - at : BATCH;
         if (monet_session_eval(e->session, stream + at, n) != MONET_OK)
-            return tool_fail(err, "%.200s: token %llu of a stream: %s", e->path,
-                             (unsigned long long)at, monet_session_error(e->session)->message);
+            return eval_failed(e, e->session, at, err);
+        if (!eval_other(e, stream + at, at, n, at == first, err)) return false;
         e->now.evaluated += n;
         for (k = 0; k < n; k++) {
             if (at + k + 1 <= known) continue;
             e->now.nats -= monet_logprob(monet_session_logits_at(e->session, (int32_t)k),
                                          e->arch->vocab_size, stream[at + k + 1]);
             e->now.tokens++;
+            if (e->other != NULL && !compare_token(e, (int32_t)k, stream[at + k + 1], err))
+                return false;
         }
         tool_progress_update(&e->progress, e->now.tokens);
     }
@@ -253,7 +431,7 @@ static bool score_file(evaluation *e, tool_error *err)
     if (e->set.quiet) e->progress.last = 1e300; /* the next line is never due */
     ok = is_token_file(e->path) ? score_token_file(e, err) : score_text(e, err);
     tool_progress_end(&e->progress);
-    e->now.seconds = tool_seconds() - start;
+    e->now.seconds = tool_seconds() - start - e->now.other_seconds;
     if (ok && e->now.tokens == 0)
         return tool_fail(err, "%.200s: holds no token to score", e->path);
     return ok;
@@ -266,6 +444,9 @@ static void add_score(score *total, const score *one)
     total->bytes += one->bytes;
     total->nats += one->nats;
     total->seconds += one->seconds;
+    total->other_nats += one->other_nats;
+    total->other_seconds += one->other_seconds;
+    total->same += one->same;
     total->has_bytes = one->has_bytes;
 }
 
@@ -288,7 +469,7 @@ static void print_score(const char *name, const score *s)
 }
 
 /* A name with a comma or a quote is put in quotes, as RFC 4180 says. */
-static void put_csv(tool_buffer *csv, const char *name, const score *s)
+static void put_csv(tool_buffer *csv, const char *name, const score *s, bool compares)
 {
     double nats = per(s->nats, (double)s->tokens);
 
@@ -298,7 +479,12 @@ static void put_csv(tool_buffer *csv, const char *name, const score *s)
               (unsigned long long)s->bytes, nats, exp(nats));
     if (s->has_bytes && s->bytes > 0)
         tool_putf(csv, "%.6f", s->nats / log(2.0) / (double)s->bytes);
-    tool_putf(csv, ",%.3f,%.1f\n", s->seconds, per((double)s->evaluated, s->seconds));
+    tool_putf(csv, ",%.3f,%.1f", s->seconds, per((double)s->evaluated, s->seconds));
+    if (compares)
+        tool_putf(csv, ",%.6f,%.4f,%.4f", per(s->other_nats, (double)s->tokens),
+                  100 * (s->nats / s->other_nats - 1),
+                  100 * per((double)s->same, (double)s->tokens));
+    tool_putf(csv, "\n");
 }
 
 static bool write_csv(const char *path, const tool_buffer *csv, tool_error *err)
@@ -317,14 +503,16 @@ static bool write_csv(const char *path, const tool_buffer *csv, tool_error *err)
 static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_error *err)
 {
     static const char header[] =
-        "file,tokens,bytes,nats_per_token,perplexity,bits_per_byte,seconds,tokens_per_second\n";
+        "file,tokens,bytes,nats_per_token,perplexity,bits_per_byte,seconds,tokens_per_second";
+    const bool compares = e->other != NULL;
     tool_buffer csv = {NULL, 0, 0, false};
     score total;
     size_t k;
     bool ok = true;
 
     memset(&total, 0, sizeof total);
-    tool_put(&csv, header, sizeof header - 1);
+    tool_putf(&csv, "%s%s\n", header,
+              compares ? ",other_nats_per_token,change_percent,same_likeliest_percent" : "");
     printf("%-32s %10s %11s %10s %10s %9s %10s\n", "file", "tokens", "bytes", "nats/token",
            "perplexity", "bits/byte", "tokens/s");
     for (k = 0; ok && k < n_files; k++) {
@@ -332,13 +520,14 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
         ok = score_file(e, err);
         if (!ok) break;
         print_score(files[k], &e->now);
-        put_csv(&csv, files[k], &e->now);
+        put_csv(&csv, files[k], &e->now, compares);
         add_score(&total, &e->now);
     }
     if (ok && n_files > 1) {
         print_score("total", &total);
-        put_csv(&csv, "total", &total);
+        put_csv(&csv, "total", &total, compares);
     }
+    if (ok && compares) print_agreement(e, &total);
     if (ok && e->set.csv != NULL) ok = write_csv(e->set.csv, &csv, err);
     tool_buffer_free(&csv);
     if (ok && (ferror(stdout) || fflush(stdout) != 0))
@@ -348,7 +537,8 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
 
 /* ---- main ------------------------------------------------------------------------------------ */
 
-static bool start(evaluation *e, const monet_model *model, tool_error *err)
+static bool start(const evaluation *e, const monet_model *model, way run, monet_session **out,
+                  tool_error *err)
 {
     monet_error why = {{0}, MONET_OK};
     monet_host host;
@@ -356,33 +546,90 @@ static bool start(evaluation *e, const monet_model *model, tool_error *err)
 
     memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
-    e->arch = monet_model_arch(model);
-    e->tokenizer = monet_model_tokenizer(model);
-    if (e->set.context == 0) e->set.context = e->arch->max_seq_len;
-    if (e->set.stride == 0) e->set.stride = e->set.context;
-    if (e->set.stride > e->set.context)
-        return tool_fail(err, "--stride %lld is more than the context of %lld",
-                         (long long)e->set.stride, (long long)e->set.context);
     host.n_threads = (int)e->set.threads;
     config.host = &host;
     config.context = (int32_t)e->set.context;
     config.max_batch = e->set.context < BATCH ? (int32_t)e->set.context : BATCH;
     config.kv_dtype = e->set.kv;
+    config.mode = run.mode;
+    config.kernels = run.kernels;
     config.all_logits = true;
-    if (monet_session_create(model, &config, &e->session, &why) != MONET_OK)
-        return tool_fail(err, "%s", why.message);
-    return true;
+    config.capture_routing = e->n_routers > 0;
+    if (monet_session_create(model, &config, out, &why) == MONET_OK) return true;
+    return tool_fail(err, "%s", why.message);
+}
+
+static bool check_context(evaluation *e, tool_error *err)
+{
+    if (e->set.context == 0) e->set.context = e->arch->max_seq_len;
+    if (e->set.stride == 0) e->set.stride = e->set.context;
+    if (e->set.stride <= e->set.context) return true;
+    return tool_fail(err, "--stride %lld is more than the context of %lld",
+                     (long long)e->set.stride, (long long)e->set.context);
+}
+
+/* Both have to read a text as the same tokens. Different routers are only not compared. */
+static bool check_alike(evaluation *e, const monet_model *other, tool_error *err)
+{
+    const monet_arch *a = e->arch, *b = monet_model_arch(other);
+    const monet_tokenizer *tokenizer = monet_model_tokenizer(other);
+    uint64_t one = 0, two = 0;
+
+    if (a->vocab_size != b->vocab_size)
+        return tool_fail(err, "%.300s: has %d tokens, the other model %d", e->set.compare,
+                         (int)b->vocab_size, (int)a->vocab_size);
+    if (tokenizer != NULL && e->tokenizer != NULL &&
+        (!tokenizer_hash(e->tokenizer, &one, err) || !tokenizer_hash(tokenizer, &two, err)))
+        return false;
+    if (one != two)
+        return tool_fail(err, "%.300s: has another tokenizer", e->set.compare);
+    if (a->n_layers == b->n_layers && a->moe_groups == b->moe_groups &&
+        a->moe_experts == b->moe_experts && a->moe_heads == b->moe_heads)
+        e->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+    e->routers = tool_alloc((uint64_t)e->n_routers, sizeof *e->routers, err);
+    return e->routers != NULL;
+}
+
+static bool open_other(evaluation *e, const monet_model *model, tool_error *err)
+{
+    const settings *set = &e->set;
+
+    if (set->compare == NULL && set->compare_mode == NULL && set->compare_kernels == NULL)
+        return true;
+    if (set->compare != NULL && !run_load(set->compare, &e->other_model, err)) return false;
+    if (e->other_model != NULL) model = e->other_model;
+    return check_alike(e, model, err) && start(e, model, set->other_way, &e->other, err);
 }
 
 static bool run_files(evaluation *e, const char **files, size_t n_files, tool_error *err)
 {
     monet_model *model = NULL;
-    bool ok = run_load(files[0], &model, err) && start(e, model, err) &&
-              evaluate(e, files + 1, n_files - 1, err);
+    bool ok = run_load(files[0], &model, err);
 
+    e->arch = monet_model_arch(model);
+    e->tokenizer = monet_model_tokenizer(model);
+    ok = ok && check_context(e, err) && open_other(e, model, err) &&
+         start(e, model, e->set.way, &e->session, err) &&
+         evaluate(e, files + 1, n_files - 1, err);
     monet_session_free(e->session);
+    monet_session_free(e->other);
+    monet_model_free(e->other_model);
     monet_model_free(model);
+    free(e->routers);
     return ok;
+}
+
+/* The other model runs like the first one, but for what is said about it. */
+static bool set_other_way(settings *set, tool_error *err)
+{
+    const run_option options[] = {
+        {"compare-mode", RUN_MODE, &set->other_way.mode, 0, 0, NULL, NULL},
+        {"compare-kernels", RUN_KERNELS, &set->other_way.kernels, 0, 0, NULL, NULL},
+    };
+
+    set->other_way = set->way;
+    return (set->compare_mode == NULL || run__set(&options[0], set->compare_mode, err)) &&
+           (set->compare_kernels == NULL || run__set(&options[1], set->compare_kernels, err));
 }
 
 int main(int argc, char **argv)
@@ -400,6 +647,15 @@ int main(int argc, char **argv)
         {"max-tokens", RUN_WHOLE, &set->max_tokens, 1, INT64_MAX - 1, "N",
          "score at most N tokens of each file"},
         {"kv", RUN_DTYPE, &set->kv, 0, 0, "TYPE", "KV cache in f32, f16 or bf16 (default: f32)"},
+        {"mode", RUN_MODE, &set->way.mode, 0, 0, "MODE", "exact or fast (default: exact)"},
+        {"kernels", RUN_KERNELS, &set->way.kernels, 0, 0, "NAME",
+         "instruction set: scalar, avx2, ... (default: the best here)"},
+        {"compare", RUN_TEXT, (void *)&set->compare, 0, 0, "FILE",
+         "another model: how do predictions and routing differ from its?"},
+        {"compare-mode", RUN_TEXT, (void *)&set->compare_mode, 0, 0, "MODE",
+         "its mode; without --compare the same model is compared"},
+        {"compare-kernels", RUN_TEXT, (void *)&set->compare_kernels, 0, 0, "NAME",
+         "its instruction set"},
         {"threads", RUN_WHOLE, &set->threads, 1, 256, "N", "threads (default: all processors)"},
         {"quiet", RUN_FLAG, &set->quiet, 0, 0, NULL, "no progress on standard error"},
         {"help", RUN_FLAG, &set->help, 0, 0, NULL, "this text"},
@@ -407,7 +663,8 @@ int main(int argc, char **argv)
     const size_t n_options = sizeof options / sizeof options[0];
 
     set->threads = run_processors();
-    if (run_parse(options, n_options, argc, argv, files, MAX_FILES, &n_files, &err)) {
+    if (run_parse(options, n_options, argc, argv, files, MAX_FILES, &n_files, &err) &&
+        set_other_way(set, &err)) {
         if (set->help) {
             printf("usage: eval MODEL.monet TEXT|TOKENS.safetensors... [options]\n\n");
             run_print_options(options, n_options);

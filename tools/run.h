@@ -15,12 +15,14 @@
 
 #include "common.h"
 
-typedef enum run_type { RUN_FLAG, RUN_TEXT, RUN_WHOLE, RUN_DTYPE } run_type;
+typedef enum run_type {
+    RUN_FLAG, RUN_TEXT, RUN_WHOLE, RUN_DTYPE, RUN_MODE, RUN_KERNELS
+} run_type;
 
 typedef struct run_option {
     const char *name;
     run_type    type;
-    void       *value;      /* bool, const char *, int64_t or monet_dtype */
+    void       *value;      /* bool, const char *, int64_t, monet_dtype and so on */
     int64_t     low, high;  /* what a number may be */
     const char *argument, *help;
 } run_option;
@@ -54,6 +56,40 @@ static TOOL_UNUSED bool run__dtype(const run_option *option, const char *text, t
     return tool_fail(err, "--%s: '%.100s' is not f32, f16 or bf16", option->name, text);
 }
 
+static TOOL_UNUSED bool run__mode(const run_option *option, const char *text, tool_error *err)
+{
+    const bool fast = strcmp(text, "fast") == 0;
+
+    if (!fast && strcmp(text, "exact") != 0)
+        return tool_fail(err, "--%s: '%.100s' is not exact or fast", option->name, text);
+    *(monet_mode *)option->value = fast ? MONET_FAST : MONET_EXACT;
+    return true;
+}
+
+/* Only what this processor has: elsewhere monet_kernels_name gives another name. */
+static TOOL_UNUSED bool run__kernels(const run_option *option, const char *text, tool_error *err)
+{
+    const char *name, *last = "best";
+    tool_buffer here = {NULL, 0, 0, false};
+    int k;
+
+    tool_putf(&here, "best");
+    for (k = MONET_KERNELS_BEST; k <= MONET_KERNELS_WASM; k++) {
+        name = k == MONET_KERNELS_BEST ? last : monet_kernels_name((monet_kernels)k);
+        if (strcmp(text, name) == 0) {
+            *(monet_kernels *)option->value = (monet_kernels)k;
+            tool_buffer_free(&here);
+            return true;
+        }
+        if (strcmp(name, last) != 0) tool_putf(&here, ", %s", name);
+        last = name;
+    }
+    tool_fail(err, "--%s: '%.100s' is not there; this machine has %s", option->name, text,
+              here.failed ? "others" : here.data);
+    tool_buffer_free(&here);
+    return false;
+}
+
 static TOOL_UNUSED bool run__set(const run_option *option, const char *text, tool_error *err)
 {
     switch (option->type) {
@@ -61,6 +97,8 @@ static TOOL_UNUSED bool run__set(const run_option *option, const char *text, too
     case RUN_TEXT: *(const char **)option->value = text; break;
     case RUN_WHOLE: return run__whole(option, text, err);
     case RUN_DTYPE: return run__dtype(option, text, err);
+    case RUN_MODE: return run__mode(option, text, err);
+    case RUN_KERNELS: return run__kernels(option, text, err);
     }
     return true;
 }
