@@ -8,7 +8,8 @@
    Several files, kernels, modes or numbers of threads are measured in turn, round after round, so
    that a busy neighbour disturbs all of them alike.
 
-   Order of this file: options, what a token needs, runs, start of a process, rounds, tables, main. */
+   Order of this file: options, what a token needs, runs, start of a process, rounds, tables, CSV,
+   main.                                                                                        */
 #include "common.h"
 
 #define MONET_THREADS
@@ -184,7 +185,7 @@ typedef struct subject {
 /* A text of some topics, for models that can read one. */
 static const char sample_text[] =
     "The price of a good rises when more people want it than there is of it, and falls when shops "
-    "cannot sell what they have. In the cell, energy comes from sugar: each molecule is taken apart "
+    "cannot sell what they have. In the cell, energy comes from sugar: a molecule is taken apart "
     "in many small steps, so that little is lost as heat. A function that returns the larger of "
     "two numbers may be written as follows.\n\n"
     "def larger(a, b):\n    if a > b:\n        return a\n    return b\n\n"
@@ -913,20 +914,20 @@ static void print_figure(const bench *b, const figure *f)
     if (f->n_done == 0) return;
     bound = limit_of(f, &share, &moved);
     if (times > 0) snprintf(ratio, sizeof ratio, "  %.2fx", times);
-    printf("%-20.20s %-8.8s %-5s %4d  %-16s %9.1f %9.1f %8.3f %-4s %8.1f %-8s %4.0f %%%s%s\n",
+    printf("%-20.20s %-8.8s %-5s %4d  %-16s %9.1f %9.1f %8.4f %-5s %8.1f %-8s %4.0f %%%s%s\n",
            f->s->label, monet_kernels_name(f->kernels), mode_name(f), f->threads,
            task_name(b, f, name), f->speed[best_run(f)], median(f->speed, f->n_done),
-           f->needs / 1e9, f->bound == LIMIT_READ ? "GB" : "GFLO", bound / 1e9,
+           f->needs / 1e9, f->bound == LIMIT_READ ? "GB" : "GFLOP", bound / 1e9,
            limit_names[f->bound], 100 * share, moved ? " ~" : "", ratio);
 }
 
 static void print_figures(const bench *b)
 {
-    bool any_moved = false, moved;
+    bool any_moved = false, any_above = false, moved;
     double share;
     size_t k;
 
-    printf("\n%-20s %-8s %-5s %4s  %-16s %9s %9s %13s %17s %6s%s\n", "model", "kernels", "mode",
+    printf("\n%-20s %-8s %-5s %4s  %-16s %9s %9s %14s %17s %6s%s\n", "model", "kernels", "mode",
            "thr.", "task", "best", "median", "a token needs", "limit, G/s", "share",
            b->n_files > 1 ? "  to first" : "");
     for (k = 0; k < b->n_figures; k++) {
@@ -934,11 +935,15 @@ static void print_figures(const bench *b)
         if (b->figures[k].n_done == 0) continue;
         limit_of(&b->figures[k], &share, &moved);
         any_moved = any_moved || moved;
+        any_above = any_above || share > 1.05;
     }
     printf("best and median are tokens a second; share is that of the best run.\n");
+    if (any_above)
+        printf("Above 100 %%: weights that fit into a cache are not read from DRAM, or the limit "
+               "was disturbed.\n");
     if (any_moved)
-        printf("~  the limit moved by more than 15 %% while this was measured: the machine is busy, "
-               "the figure doubtful.\n");
+        printf("~  the limit moved by more than 15 %% meanwhile: the machine is busy, the figure "
+               "doubtful.\n");
 }
 
 static void print_scaling(const bench *b)
@@ -1118,9 +1123,7 @@ static bool open_file(bench *b, const char *path, tool_error *err)
     for (k = 0; k < b->set.n_prompts; k++)
         if ((size_t)b->set.prompts[k] > n) n = (size_t)b->set.prompts[k];
     if (!make_tokens(s, n, err)) return false;
-    if (!measure_needs(s, n < 192 ? n : 192, b->max_threads, err)) return false;
-    print_subject(s);
-    return true;
+    return measure_needs(s, n < 192 ? n : 192, b->max_threads, err);
 }
 
 static bool open_training(bench *b, const random_shape *shape, monet_decompose decompose,
@@ -1136,10 +1139,7 @@ static bool open_training(bench *b, const random_shape *shape, monet_decompose d
     snprintf(s->label, sizeof s->label, "%s %s", shape->name, decompose_names[decompose]);
     if (monet_model_create(&content, 1, NULL, &s->model, &why) != MONET_OK)
         return tool_fail(err, "%s: %s", s->label, why.message);
-    if (!make_tokens(s, TRAIN_BATCH * TRAIN_LENGTH + 1, err) || !expect_needs(s, err))
-        return false;
-    print_subject(s);
-    return true;
+    return make_tokens(s, TRAIN_BATCH * TRAIN_LENGTH + 1, err) && expect_needs(s, err);
 }
 
 static bool open_subjects(bench *b, const char **files, size_t n_files, tool_error *err)
@@ -1156,27 +1156,29 @@ static bool open_subjects(bench *b, const char **files, size_t n_files, tool_err
 
 static bool measure_machine(bench *b, tool_error *err)
 {
-    double load[1];
     size_t k;
 
-    for (k = 0; k < b->set.n_threads; k++)
-        if (b->set.threads[k] > b->max_threads) b->max_threads = b->set.threads[k];
-    b->load = getloadavg(load, 1) == 1 ? load[0] : -1;
     if (!limits_open(&b->machine, b->set.quick ? 10 : 25, err)) return false;
     for (k = 0; k < LIMIT_COUNT; k++)
         b->limits[k] = limits_measure(&b->machine, (limit)k, b->max_threads);
     b->streams = b->machine.streams;
     print_machine(b);
+    for (k = 0; k < b->n_subjects; k++) print_subject(&b->subjects[k]);
     return true;
 }
 
 static bool run_bench(bench *b, const char **files, size_t n_files, tool_error *err)
 {
+    double load[1];
     int64_t round;
-    bool ok = measure_machine(b, err) && open_subjects(b, files, n_files, err) &&
-              plan_figures(b, err) && make_memory(b, err);
     size_t k;
+    bool ok;
 
+    for (k = 0; k < b->set.n_threads; k++)
+        if (b->set.threads[k] > b->max_threads) b->max_threads = b->set.threads[k];
+    b->load = getloadavg(load, 1) == 1 ? load[0] : -1;
+    ok = open_subjects(b, files, n_files, err) && !interrupted && measure_machine(b, err) &&
+         plan_figures(b, err) && make_memory(b, err);
     fflush(stdout);
     for (round = 0; ok && round < b->set.repeats && !interrupted; round++)
         ok = run_round(b, (size_t)round, err);

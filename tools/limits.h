@@ -354,14 +354,14 @@ static TOOL_UNUSED double limits_measure(limits_machine *m, limit which, int thr
     return best;
 }
 
-/* Four times the last cache, or as much as is decent; a virtual machine may see a cache that it
-   shares with many others.                                                                     */
+/* Twice the last cache, read in a circle, leaves nothing of a pass for the next one. A virtual
+   machine may see a large cache that it shares with many others: 1 GB is enough.               */
 static TOOL_UNUSED size_t limits__buffer_size(void)
 {
-    uint64_t size = UINT64_C(1) << 29, most = UINT64_C(1) << 30, memory = 0;
+    uint64_t size = UINT64_C(1) << 28, most = UINT64_C(1) << 30, memory = 0;
 #ifdef _SC_LEVEL3_CACHE_SIZE
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (cache > 0 && (uint64_t)cache * 4 > size) size = (uint64_t)cache * 4;
+    if (cache > 0 && (uint64_t)cache * 2 > size) size = (uint64_t)cache * 2;
 #endif
 #ifdef _SC_PHYS_PAGES
     memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);

@@ -61,7 +61,7 @@ static TOOL_UNUSED monet_arch random_arch(const random_shape *shape, monet_decom
     arch.moe_heads = shape->router_heads;
     arch.moe_topk = shape->topk;
     arch.moe_groups = shape->groups;
-    arch.decompose = decompose;
+    arch.decompose = (int32_t)decompose;
     monet_arch_check(&arch, NULL);
     return arch;
 }
