@@ -471,7 +471,7 @@ typedef struct monet_session monet_session;
 typedef struct monet_session_config {
     uint32_t          struct_size;
     int32_t           context;         /* S: positions of the KV cache; 0 = max_seq_len */
-    int32_t           max_batch;       /* tokens computed together; 0 = 256, at most S */
+    int32_t           max_batch;       /* tokens computed together; 0 = 512, at most S */
     monet_dtype       kv_dtype;        /* of the KV cache: f32, f16 or bf16 */
     bool              capture_routing; /* keep the routing of the tokens of the last eval */
     bool              all_logits;      /* keep the logits of every token of the last eval */
@@ -6264,7 +6264,7 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     s->team.host = *host;
     s->team.n = host->n_threads ? host->n_threads : 1;
     s->S = full->context ? full->context : a->max_seq_len;
-    s->B = full->max_batch ? full->max_batch : 256;
+    s->B = full->max_batch ? full->max_batch : 512;
     if (s->B > s->S) s->B = s->S;
     if ((int64_t)s->B * a->n_heads > INT32_MAX)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "max_batch is %d: too much for %d heads",
