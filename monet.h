@@ -1206,10 +1206,22 @@ static size_t monet__panel_size(const monet_tensor *t)
 
 static bool monet__quantised(monet_dtype dtype) { return dtype == MONET_Q8 || dtype == MONET_Q4; }
 
-/* Bytes of one row of a column group, with its scale; 0 for an unknown dtype. */
+/* Bytes of one row of a column group, without and with its scale; 0 for an unknown dtype. */
+static size_t monet__code_bytes(monet_dtype dtype)
+{
+    switch (dtype) {
+    case MONET_F32: return MONET__GROUP * sizeof(monet_real);
+    case MONET_F16:
+    case MONET_BF16: return MONET__GROUP * 2;
+    case MONET_Q8: return MONET__GROUP;
+    case MONET_Q4: return MONET__GROUP / 2;
+    default: return 0;
+    }
+}
+
 static size_t monet__row_bytes(monet_dtype dtype)
 {
-    return dtype == MONET_Q8 ? 34 : dtype == MONET_Q4 ? 18 : MONET__GROUP * monet_dtype_size(dtype);
+    return monet__code_bytes(dtype) + (monet__quantised(dtype) ? 2 : 0);
 }
 
 /* Bytes of one column group of a panel; of one panel, a row in MONET_ROWS. */
@@ -1264,25 +1276,26 @@ static bool monet__tensor_size(const monet_tensor *t, uint64_t *out)
    MONET_PANELS.                                                                                  */
 static void monet__widen(monet_real *out, const void *group, monet_dtype dtype, int rows, int r)
 {
-    const uint8_t *p = (const uint8_t *)group + (size_t)r * (dtype == MONET_Q8 ? 32 : 16);
-    float          scale;
+    size_t         size = monet__code_bytes(dtype);
+    const uint8_t *p = (const uint8_t *)group + (size_t)r * size;
+    float          scale = 0;
+    if (monet__quantised(dtype))
+        scale = monet__from_bf16(monet__u16((const uint8_t *)group + (size_t)rows * size + 2 * r));
     if (dtype == MONET_F32) {
-        memcpy(out, (const monet_real *)group + r * MONET__GROUP, MONET__GROUP * sizeof *out);
+        memcpy(out, p, size);
     } else if (dtype == MONET_F16) {
         for (int l = 0; l < MONET__GROUP; ++l)
-            out[l] = monet__get(group, MONET_F16, (size_t)(r * MONET__GROUP + l));
+            out[l] = monet__get(p, MONET_F16, (size_t)l);
     } else if (dtype == MONET_BF16) {
         for (int l = 0; l < MONET__LANES; ++l) {
             uint32_t pair;
-            memcpy(&pair, (const char *)group + r * 2 * MONET__GROUP + 4 * l, 4);
+            memcpy(&pair, p + 4 * l, 4);
             out[l] = (monet_real)monet__float(pair << 16);
             out[l + MONET__LANES] = (monet_real)monet__float(pair & 0xffff0000u);
         }
     } else if (dtype == MONET_Q8) {
-        scale = monet__from_bf16(monet__u16((const uint8_t *)group + rows * 32 + r * 2));
         for (int l = 0; l < MONET__GROUP; ++l) out[l] = (monet_real)(scale * (float)(p[l] - 128));
     } else {
-        scale = monet__from_bf16(monet__u16((const uint8_t *)group + rows * 16 + r * 2));
         for (int l = 0; l < MONET__LANES; ++l) {
             out[l] = (monet_real)(scale * (float)((p[l] & 15) - 8));
             out[l + MONET__LANES] = (monet_real)(scale * (float)((p[l] >> 4) - 8));
@@ -1373,7 +1386,7 @@ static bool monet__group_write(const monet_tensor *t, void *data, int64_t row, s
                                const monet_real *x)
 {
     size_t   columns = (size_t)monet__cols(t) - group * MONET__GROUP, r, at;
-    size_t   size = t->dtype == MONET_Q8 ? 32 : 16;
+    size_t   size = monet__code_bytes(t->dtype);
     uint8_t  codes[MONET__GROUP], *p = (uint8_t *)data;
     uint16_t scale;
     if (!monet__quantised(t->dtype)) {
@@ -1626,587 +1639,625 @@ static const monet__kernels monet__scalar = {
     "scalar", monet__dot_panel, monet__sum_panel, monet__outer_panel, monet__dot, monet__axpy,
     monet__adam, monet__softmax, monet__spread, monet__gather, monet__dots};
 
-#if !defined(MONET_NO_SIMD) && (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#if !defined(MONET_NO_SIMD) && (defined(__GNUC__) || defined(__clang__)) &&                        \
+    (defined(__x86_64__) || defined(__aarch64__) || defined(__wasm_simd128__))
+#define MONET__SIMD 1
+#ifdef MONET_SELF
+#define MONET__SELF MONET_SELF
+#elif defined(__has_include)
+#if __has_include("monet.h")
+#define MONET__SELF "monet.h"
+#endif
+#endif
+#ifndef MONET__SELF
+#define MONET__SELF __FILE__
+#endif
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#else
+#include <wasm_simd128.h>
+#endif
 
-#define MONET__INLINE static inline __attribute__((always_inline))
-#define MONET__AVX2 __attribute__((target("avx2,fma,f16c")))
-#define MONET__AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
-/* Before each loop over vectors: gcc keeps an array in registers if all such loops vanish. */
-#define MONET__UNROLL _Pragma("GCC unroll 24")
-
-/* Bytes of a row of a group. */
-MONET__INLINE size_t monet__row_size(monet_dtype dtype) { return dtype == MONET_F32 ? 128 : 64; }
+#define MONET__JOIN(name, set) monet__##name##_##set
+#define MONET__NAME(name, set) MONET__JOIN(name, set)
+#define MONET__TEXT(set) #set
+#define MONET__LITERAL(set) MONET__TEXT(set)
+#define MONET__V(name) MONET__NAME(name, MONET__VEC)
+#define MONET__INLINE static inline __attribute__((always_inline)) MONET__TARGET
+#define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
+#define MONET__AHEAD 8192
+/* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
+   gcc also reads from memory at each use what is used twice, unless told to KEEP it.             */
+#ifdef __clang__
+#define MONET__UNROLL _Pragma("clang loop unroll(full)")
+#define MONET__KEEP(v) (void)0
+#else
+#define MONET__UNROLL _Pragma("GCC unroll 32")
+#ifdef __x86_64__
+#define MONET__KEEP(v) __asm__("" : "+x"(v))
+#else
+#define MONET__KEEP(v) __asm__("" : "+w"(v))
+#endif
+#endif
 
 /* Sums of V rows and outer products are one thing, a blend: to each target, vectors are added in
-   order, each times a number. Targets are the y of tokens and vectors rows of V; or targets are
-   rows of a gradient and vectors the x of tokens.                                                */
+   order, each times a number. Targets are the y of tokens and vectors rows of V; or (outer) targets
+   are rows of a gradient and vectors the x of tokens.                                            */
 typedef struct monet__blend {
-    monet_real *const       *y;      /* targets */
-    size_t                   y_step; /* from a column group of a target to the next */
-    const char              *w;      /* vectors: rows of V, w_step bytes between groups, */
-    size_t                   w_step;
-    const monet_real *const *x;      /* or tokens */
-    const monet_real *const *s;      /* s[target][row], or s[token][first + target] */
-    int                      first, count;
+    monet_real *const       *y; /* sum: y[target] + 32 g, w + g w_step, s[target][vector]; */
+    const char              *w;
+    size_t                   w_step, scales; /* in a group, scales of q8 and q4 begin there */
+    monet_real              *panel; /* outer: panel + g step + 32 target, x[vector] + 32 g, */
+    size_t                   step;  /* s[vector][target]                                    */
+    const monet_real *const *x;
+    const monet_real *const *s;
+    int                      count; /* vectors */
 } monet__blend;
+#endif
+#define MONET__MAIN
+#endif /* MONET_IMPLEMENTATION_ONCE */
 
-static monet__blend monet__blend_sum(monet_real *const *y, const void *panel, monet_dtype dtype,
-                                     int panel_rows, int n_rows, const monet_real *const *s)
+/* ---- kernels: one body for all instruction sets -------------------------------------------------
+   This file includes itself once for each set; only this part is compiled then. MONET__V(name) is
+   the name of a thing of that set. It brings MONET__VEC, its name; MONET__TARGET, an attribute;
+   MONET__PARTS, vectors that 16 lanes take; the sizes of tiles; and the primitives
+     vec, set1, fma        floats, on which + - * / work as well; a * b + c
+     bytes, from_f16       as many lanes as `vec` has, from as many bytes or f16
+     trees                 out[t][at + r], r < rows, = the tree of each of R x T sums
+   and only where MONET__PARTS > 1
+     tree, sqrt, halves    the lanes of one vector added up; square roots; from 16-bit numbers
+     load_n, store_n       the first n lanes only; loaded, the others are as given                */
+#ifdef MONET__VEC
+#define MONET__WIDTH (16 / MONET__PARTS)
+typedef float MONET__V(loose)
+    __attribute__((vector_size(64 / MONET__PARTS), aligned(1), may_alias));
+typedef uint32_t MONET__V(bits) __attribute__((vector_size(64 / MONET__PARTS)));
+
+MONET__INLINE MONET__V(vec) MONET__V(load)(const void *p)
 {
-    int          rows = dtype == MONET_BF16 ? (panel_rows + 1) / 2 * 2 : panel_rows;
-    monet__blend blend;
-    blend.y = y, blend.y_step = MONET__GROUP;
-    blend.w = (const char *)panel, blend.w_step = (size_t)rows * monet__row_size(dtype);
-    blend.x = NULL, blend.s = s;
-    blend.first = 0, blend.count = n_rows;
-    return blend;
+    return (MONET__V(vec))*(const MONET__V(loose) *)p;
 }
 
-/* n rows of a gradient from `first` on. */
-static monet__blend monet__blend_outer(monet_real **rows, int n, monet_real *panel, int panel_rows,
-                                   int first, const monet_real *const *s,
-                                   const monet_real *const *x, int n_tokens)
+MONET__INLINE void MONET__V(store)(void *p, MONET__V(vec) v)
 {
-    monet__blend blend;
-    for (int r = 0; r < n; ++r) rows[r] = panel + (first + r) * MONET__GROUP;
-    blend.y = rows, blend.y_step = (size_t)panel_rows * MONET__GROUP;
-    blend.w = NULL, blend.w_step = 0;
-    blend.x = x, blend.s = s;
-    blend.first = first, blend.count = n_tokens;
-    return blend;
+    *(MONET__V(loose) *)p = (MONET__V(loose))v;
 }
 
-/* ---- kernels: AVX2 ---------------------------------------------------------------------------
-   16 registers: 12 sums, the vectors they are made from, one more. Lanes are two halves of 8.    */
-MONET__INLINE MONET__AVX2 __m256 monet__load_256(const void *p)
+/* The weights of one part of one half of a row of a group, see >>tensors. */
+MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, monet_dtype dtype,
+                                              int half, int part)
 {
-    return _mm256_loadu_ps((const float *)p);
+    MONET__V(bits) bits;
+    float          by, zero = dtype == MONET_Q8 ? 128 : 8;
+    part *= MONET__WIDTH;
+    if (dtype == MONET_F32) return MONET__V(load)(w + 64 * half + 4 * part);
+    if (dtype == MONET_F16) return MONET__V(from_f16)(w + 32 * half + 2 * part);
+    if (dtype == MONET_BF16) {
+        bits = (MONET__V(bits))MONET__V(load)(w + 4 * part);
+        return (MONET__V(vec))(half ? bits & 0xffff0000u : bits << 16);
+    }
+    by = monet__from_bf16(monet__u16((const uint8_t *)scale));
+    if (dtype == MONET_Q8) bits = MONET__V(bytes)(w + 16 * half + part);
+    else bits = (MONET__V(bytes)(w + part) >> (half ? 4u : 0u)) & 15u;
+    bits |= 0x4b000000u; /* 2^23 + code */
+    return ((MONET__V(vec))bits - MONET__V(set1)(8388608 + zero)) * MONET__V(set1)(by);
 }
 
-/* 8 weights of a row: of the evens or odds of a group, half 0 or 1. */
-MONET__INLINE MONET__AVX2 __m256 monet__weights_256(const char *w, monet_dtype dtype, int odd,
-                                                    int half)
+/* For one token weights come from memory, once: asks for those 8 KB ahead, if before `end`. */
+MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size)
 {
-    const void *p = w + (dtype == MONET_F16 ? 32 * odd + 16 * half : 32 * half);
-    __m256i     pairs;
-    if (dtype == MONET_F32) return monet__load_256(w + 64 * odd + 32 * half);
-    if (dtype == MONET_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-    pairs = _mm256_loadu_si256((const __m256i *)p);
-    return _mm256_castsi256_ps(odd ? _mm256_and_si256(pairs, _mm256_set1_epi32(-65536))
-                                   : _mm256_slli_epi32(pairs, 16));
+    if ((size_t)(end - w) >= MONET__AHEAD + size)
+        for (size_t k = 0; k < size; k += 64) __builtin_prefetch(w + MONET__AHEAD + k);
 }
 
-MONET__INLINE MONET__AVX2 monet_real monet__tree_256(__m256 low, __m256 high)
+#if MONET__PARTS > 1
+MONET__INLINE float MONET__V(sum16)(const MONET__V(vec) *part)
 {
-    __m256 sum = _mm256_add_ps(low, high);
-    __m128 v = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    return (monet_real)_mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+#if MONET__PARTS == 4
+    return MONET__V(tree)((part[0] + part[2]) + (part[1] + part[3]));
+#else
+    return MONET__V(tree)(part[0] + part[1]);
+#endif
 }
 
-/* R rows, of which `rows` count, times T tokens. */
-MONET__INLINE MONET__AVX2 void monet__dot_tile_256(monet_real *const *out, int at, const char *w,
-                                                   monet_dtype dtype, size_t stride, int rows,
-                                                   size_t groups, const monet_real *const *x,
-                                                   int R, int T)
+MONET__INLINE void MONET__V(trees)(monet_real *const *out, int at, const MONET__V(vec) *sum,
+                                   int rows, int R, int T)
 {
-    size_t next = rows > 1 ? monet__row_size(dtype) : 0;
-    __m256 sum[12], v[4];
-    MONET__UNROLL for (int k = 0; k < 12; ++k) sum[k] = _mm256_setzero_ps();
-    for (size_t column = 0; groups--; w += stride, column += MONET__GROUP)
-        MONET__UNROLL for (int part = 0; part < 4; ++part) { /* evens, odds; lower, upper half */
-            int half = part % 2;
-            MONET__UNROLL for (int r = 0; r < R; ++r)
-                v[r] = monet__weights_256(w + (size_t)r * next, dtype, part / 2, half);
-            MONET__UNROLL for (int t = 0; t < T; ++t) {
-                __m256 f = monet__load_256(x[t] + column + 8 * part);
-                MONET__UNROLL for (int r = 0; r < R; ++r) {
-                    int k = (t * R + r) * 2 + half;
-                    sum[k] = _mm256_fmadd_ps(v[r], f, sum[k]);
-                }
-            }
-        }
     MONET__UNROLL for (int k = 0; k < R * T; ++k)
         if (k % R < rows)
-            out[k / R][at + k % R] = monet__tree_256(sum[2 * k], sum[2 * k + 1]);
+            out[k / R][at + k % R] = (monet_real)MONET__V(sum16)(sum + MONET__PARTS * k);
 }
+#endif
 
-MONET__INLINE MONET__AVX2 void monet__dot_any_256(monet_real *const *out, const char *w,
-                                                  monet_dtype dtype, int panel_rows, int n_rows,
-                                                  size_t groups, const monet_real *const *x, int n)
+/* R rows, of which `rows` count, times T tokens; scales, if any, begin at w + scales. */
+MONET__INLINE void MONET__V(dot_tile)(monet_real *const *out, int at, const char *w, size_t scales,
+                                      monet_dtype dtype, size_t stride, int rows, size_t groups,
+                                      const monet_real *const *x, int R, int T)
 {
-    size_t size = monet__row_size(dtype), stride = (size_t)panel_rows * size;
-    for (int T; n > 0; n -= T, out += T, x += T) {
-        T = n < 3 ? n : 3;
-        for (int r = 0, rows; r < n_rows; r += rows) {
-            const char *p = w + (size_t)r * size;
-            rows = n_rows - r < 2 ? 1 : T == 1 && n_rows - r >= 4 ? 4 : 2;
-            if (rows == 4) monet__dot_tile_256(out, r, p, dtype, stride, 4, groups, x, 4, 1);
-            else if (T == 1) monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 1);
-            else if (T == 2) monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 2);
-            else monet__dot_tile_256(out, r, p, dtype, stride, rows, groups, x, 2, 3);
+    const char    *end = w + groups * stride;
+    size_t         row[16], scale[16];
+    MONET__V(vec)  sum[MONET__SUMS], v[4], f;
+    MONET__UNROLL for (int r = 0; r < R; ++r) {
+        row[r] = R > 4 || r < rows ? (size_t)r * monet__code_bytes(dtype) : 0;
+        scale[r] = R > 4 || r < rows ? scales + (size_t)r * 2 : scales;
+    }
+    MONET__UNROLL for (int k = 0; k < MONET__SUMS; ++k) sum[k] = MONET__V(set1)(0);
+    for (size_t column = 0; w < end; w += stride, column += MONET__GROUP) {
+        if (T == 1 && at == 0) MONET__V(fetch)(w, end, stride);
+        MONET__UNROLL for (int part = 0; part < 2 * MONET__PARTS; ++part) { /* of both halves */
+            const int half = part / MONET__PARTS, k = part % MONET__PARTS;
+            if (T > 1)
+                MONET__UNROLL for (int r = 0; r < R; ++r)
+                    v[r] = MONET__V(weights)(w + row[r], w + scale[r], dtype, half, k);
+            MONET__UNROLL for (int t = 0; t < T; ++t) {
+                f = MONET__V(load)(x[t] + column + MONET__WIDTH * part);
+                MONET__KEEP(f);
+                MONET__UNROLL for (int r = 0; r < R; ++r)
+                    sum[(t * R + r) * MONET__PARTS + k] = MONET__V(fma)(
+                        T > 1 ? v[r] : MONET__V(weights)(w + row[r], w + scale[r], dtype, half, k),
+                        f, sum[(t * R + r) * MONET__PARTS + k]);
+            }
         }
     }
+    MONET__V(trees)(out, at, sum, rows, R, T);
 }
 
-static MONET__AVX2 void monet__dot_panel_256(monet_real *const *out, const void *panel,
-                                             monet_dtype dtype, int panel_rows, int n_rows,
-                                             size_t groups, const monet_real *const *x,
-                                             int n_tokens)
+MONET__INLINE void MONET__V(dot_any)(monet_real *const *out, const char *w, monet_dtype dtype,
+                                     int panel_rows, int n_rows, size_t groups,
+                                     const monet_real *const *x, int n)
+{
+    const size_t size = monet__code_bytes(dtype);
+    const size_t stride = (size_t)panel_rows * monet__row_bytes(dtype);
+#define MONET__TILE(R, T)                                                                          \
+    MONET__V(dot_tile)(out, r, w + (size_t)r * size, scales, dtype, stride, left < R ? left : R,  \
+                       groups, x, R, T)
+    for (int T; n > 0; n -= T, out += T, x += T) {
+        T = n < MONET__TILE_TOKENS ? n : MONET__TILE_TOKENS; /* one alone costs as much as two: */
+        if (n == MONET__TILE_TOKENS + 1) --T;
+        for (int r = 0, R; r < n_rows; r += R) {
+            int    left = n_rows - r;
+            size_t scales = (size_t)(panel_rows - r) * size + (size_t)r * 2;
+            R = MONET__TILE_ROWS;
+            if (T == 1 && MONET__TILE_ALONE >= 16 && left >= 16) { R = 16; MONET__TILE(16, 1); }
+            else if (T == 1 && MONET__TILE_ALONE >= 8 && left >= 8) { R = 8; MONET__TILE(8, 1); }
+            else if (T == 1 && left >= 4) { R = 4; MONET__TILE(4, 1); }
+            else if (T == 1) MONET__TILE(MONET__TILE_ROWS, 1);
+            else if (T == 2) MONET__TILE(MONET__TILE_ROWS, 2);
+            else if (T == 3) MONET__TILE(MONET__TILE_ROWS, 3);
+#if MONET__TILE_TOKENS > 3
+            else if (T == 4) MONET__TILE(MONET__TILE_ROWS, 4);
+            else if (T == 5) MONET__TILE(MONET__TILE_ROWS, 5);
+            else MONET__TILE(MONET__TILE_ROWS, 6);
+#endif
+        }
+    }
+#undef MONET__TILE
+}
+
+static MONET__TARGET void MONET__V(dot_panel)(monet_real *const *out, const void *panel,
+                                              monet_dtype dtype, int panel_rows, int n_rows,
+                                              size_t groups, const monet_real *const *x, int n)
 {
     const char *w = (const char *)panel;
-    if (dtype == MONET_F32)
-        monet__dot_any_256(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
-    else if (dtype == MONET_BF16)
-        monet__dot_any_256(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
-    else if (monet__quantised(dtype))
-        monet__dot_panel(out, panel, dtype, panel_rows, n_rows, groups, x, n_tokens);
-    else monet__dot_any_256(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
-}
-
-/* 16 columns (half a group) of T targets. */
-MONET__INLINE MONET__AVX2 void monet__blend_tile_256(const monet__blend *blend, monet_dtype dtype,
-                                                   bool outer, size_t g, int side, int target,
-                                                   int T)
-{
-    size_t      column = g * MONET__GROUP + (size_t)side * MONET__LANES;
-    size_t      at = g * blend->y_step + (size_t)side * MONET__LANES;
-    const char *w = outer ? NULL : blend->w + g * blend->w_step;
-    __m256      sum[12], v[2];
-    MONET__UNROLL for (int k = 0; k < 2 * T; ++k)
-        sum[k] = monet__load_256(blend->y[target + k / 2] + at + 8 * (k % 2));
-    for (int i = 0; i < blend->count; i += 2)
-        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) { /* bf16 keeps rows in pairs */
-            int row = i + odd;
-            if (row >= blend->count) break;
-            MONET__UNROLL for (int k = 0; k < 2; ++k)
-                v[k] = outer ? monet__load_256(blend->x[row] + column + 8 * k)
-                     : dtype == MONET_BF16
-                         ? monet__weights_256(w + i * 64 + 64 * side, dtype, odd, k)
-                         : monet__weights_256(w + (size_t)row * monet__row_size(dtype), dtype,
-                                              side, k);
-            MONET__UNROLL for (int t = 0; t < T; ++t) {
-                monet_real s = outer ? blend->s[row][blend->first + target + t]
-                                     : blend->s[target + t][row];
-                sum[2 * t] = _mm256_fmadd_ps(v[0], _mm256_set1_ps((float)s), sum[2 * t]);
-                sum[2 * t + 1] = _mm256_fmadd_ps(v[1], _mm256_set1_ps((float)s), sum[2 * t + 1]);
-            }
-        }
-    MONET__UNROLL for (int k = 0; k < 2 * T; ++k)
-        _mm256_storeu_ps((float *)(void *)(blend->y[target + k / 2] + at + 8 * (k % 2)), sum[k]);
-}
-
-MONET__INLINE MONET__AVX2 void monet__blend_256(const monet__blend *blend, monet_dtype dtype,
-                                                bool outer, size_t groups, int n)
-{
-    for (size_t g = 0; g < groups; ++g)
-        for (int side = 0; side < 2; ++side)
-            for (int t = 0, T; t < n; t += T) {
-                T = n - t >= 6 ? 6 : n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
-                if (T == 6) monet__blend_tile_256(blend, dtype, outer, g, side, t, 6);
-                else if (T == 4) monet__blend_tile_256(blend, dtype, outer, g, side, t, 4);
-                else if (T == 2) monet__blend_tile_256(blend, dtype, outer, g, side, t, 2);
-                else monet__blend_tile_256(blend, dtype, outer, g, side, t, 1);
-            }
-}
-
-static MONET__AVX2 void monet__sum_panel_256(monet_real *const *y, const void *panel,
-                                             monet_dtype dtype, int panel_rows, int n_rows,
-                                             size_t groups, const monet_real *const *s,
-                                             int n_tokens)
-{
-    monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
-    if (dtype == MONET_F32) monet__blend_256(&blend, MONET_F32, false, groups, n_tokens);
-    else if (dtype == MONET_BF16) monet__blend_256(&blend, MONET_BF16, false, groups, n_tokens);
-    else if (monet__quantised(dtype))
-        monet__sum_panel(y, panel, dtype, panel_rows, n_rows, groups, s, n_tokens);
-    else monet__blend_256(&blend, MONET_F16, false, groups, n_tokens);
-}
-
-static MONET__AVX2 void monet__outer_panel_256(monet_real *panel, int panel_rows, int n_rows,
-                                               size_t groups, const monet_real *const *s,
-                                               const monet_real *const *x, int n_tokens)
-{
-    monet_real *rows[MONET__ROWS];
-    for (int r = 0, n; r < n_rows; r += n) {
-        monet__blend blend;
-        n = n_rows - r < MONET__ROWS ? n_rows - r : MONET__ROWS;
-        blend = monet__blend_outer(rows, n, panel, panel_rows, r, s, x, n_tokens);
-        monet__blend_256(&blend, MONET_F32, true, groups, n);
+    switch (dtype) {
+#define MONET__CASE(d)                                                                             \
+    case d: MONET__V(dot_any)(out, w, d, panel_rows, n_rows, groups, x, n); break;
+        MONET__DTYPES(MONET__CASE)
+#undef MONET__CASE
     }
 }
 
-/* ---- kernels: element by element -------------------------------------------------------------
-   Bound by memory, so AVX2 does for both.                                                        */
-/* The first n of 8 numbers in order, zeros after them. */
-MONET__INLINE MONET__AVX2 __m256i monet__mask_256(size_t n)
+/* Where the numbers of a target begin, from column c of group g on. */
+MONET__INLINE monet_real *MONET__V(at)(const monet__blend *blend, bool outer, int target, size_t g,
+                                       int c)
+{
+    if (!outer) return blend->y[target] + g * MONET__GROUP + c;
+    return blend->panel + (g + (size_t)c / MONET__GROUP) * blend->step + target * MONET__GROUP +
+           c % MONET__GROUP;
+}
+
+/* N vectors, from half `side` of group g on, of T targets. bf16 keeps rows of V in pairs. */
+MONET__INLINE void MONET__V(blend_tile)(const monet__blend *blend, monet_dtype dtype, bool outer,
+                                        size_t g, int side, int target, int T, int N)
+{
+    const int     pair = dtype == MONET_BF16 ? 2 : 1, column = side * MONET__LANES;
+    MONET__V(vec) sum[MONET__SUMS], v[4];
+    MONET__UNROLL for (int k = 0; k < N * T; ++k)
+        sum[k] = MONET__V(load)(MONET__V(at)(blend, outer, target + k / N, g,
+                                             column + k % N * MONET__WIDTH));
+    for (int i = 0; i < blend->count; i += pair)
+        MONET__UNROLL for (int odd = 0; odd < pair; ++odd) {
+            if (odd && i + odd == blend->count) break;
+            MONET__UNROLL for (int k = 0; k < N; ++k) {
+                const int   c = k * MONET__WIDTH, half = c / MONET__LANES % 2 + side;
+                const int   part = c % MONET__LANES / MONET__WIDTH;
+                const char *w = outer ? NULL
+                              : blend->w + (g + (size_t)c / MONET__GROUP) * blend->w_step;
+                size_t      row = (size_t)i * monet__code_bytes(dtype);
+                v[k] = outer ? MONET__V(load)(blend->x[i] + g * MONET__GROUP + column + c)
+                     : pair == 2 ? MONET__V(weights)(w + row + 64 * half, w, dtype, odd, part)
+                     : MONET__V(weights)(w + row, w + blend->scales + 2 * i, dtype, half, part);
+            }
+            MONET__UNROLL for (int t = 0; t < T; ++t) {
+                MONET__V(vec) s = MONET__V(set1)((float)(outer ? blend->s[i][target + t]
+                                                               : blend->s[target + t][i + odd]));
+                MONET__UNROLL for (int k = 0; k < N; ++k)
+                    sum[t * N + k] = MONET__V(fma)(v[k], s, sum[t * N + k]);
+            }
+        }
+    MONET__UNROLL for (int k = 0; k < N * T; ++k)
+        MONET__V(store)(MONET__V(at)(blend, outer, target + k / N, g,
+                                     column + k % N * MONET__WIDTH), sum[k]);
+}
+
+/* Half a group at a time, or two groups if a half is one vector. */
+MONET__INLINE void MONET__V(blend_all)(const monet__blend *blend, monet_dtype dtype, bool outer,
+                                       size_t groups, int n)
+{
+    const size_t step = MONET__PARTS == 1 ? 4 : 1, half_groups = 2 * groups;
+    for (size_t h = 0; h < half_groups; h += step) {
+        size_t g = h / 2;
+        int    side = MONET__PARTS == 1 ? 0 : (int)(h % 2);
+        bool   all = h + step <= half_groups;
+        if (n == 1 && !outer && h % 2 == 0)
+            MONET__V(fetch)(blend->w + g * blend->w_step, blend->w + groups * blend->w_step,
+                            (step + 1) / 2 * blend->w_step);
+#define MONET__TILE(T)                                                                             \
+    if (MONET__PARTS > 1) MONET__V(blend_tile)(blend, dtype, outer, g, side, t, T, MONET__PARTS); \
+    else if (all) MONET__V(blend_tile)(blend, dtype, outer, g, side, t, T, 4);                     \
+    else MONET__V(blend_tile)(blend, dtype, outer, g, side, t, T, 2)
+        for (int t = 0, T; t < n; t += T) {
+            T = n - t >= 6 ? 6 : n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
+            if (T > MONET__TILE_TARGETS) T = MONET__TILE_TARGETS;
+            if (T == 1) { MONET__TILE(1); }
+            else if (T == 2) { MONET__TILE(2); }
+#if MONET__TILE_TARGETS > 2
+            else if (T == 4) { MONET__TILE(4); }
+            else { MONET__TILE(6); }
+#endif
+        }
+#undef MONET__TILE
+    }
+}
+
+static MONET__TARGET void MONET__V(sum_panel)(monet_real *const *y, const void *panel,
+                                              monet_dtype dtype, int panel_rows, int n_rows,
+                                              size_t groups, const monet_real *const *s, int n)
+{
+    size_t       rows = (size_t)panel_rows;
+    monet__blend blend = {y, (const char *)panel, rows * monet__row_bytes(dtype),
+                          rows * monet__code_bytes(dtype), NULL, 0, NULL, s, n_rows};
+    switch (dtype) {
+#define MONET__CASE(d) case d: MONET__V(blend_all)(&blend, d, false, groups, n); break;
+        MONET__DTYPES(MONET__CASE)
+#undef MONET__CASE
+    }
+}
+
+static MONET__TARGET void MONET__V(outer_panel)(monet_real *panel, int panel_rows, int n_rows,
+                                                size_t groups, const monet_real *const *s,
+                                                const monet_real *const *x, int n)
+{
+    monet__blend blend = {NULL, NULL, 0, 0, panel, (size_t)panel_rows * MONET__GROUP, x, s, n};
+    MONET__V(blend_all)(&blend, MONET_F32, true, groups, n_rows);
+}
+
+#if MONET__PARTS > 1 /* what follows is bound by memory: longer vectors take those of AVX2 */
+/* The first n lanes from numbers of any dtype, zeros after them. */
+MONET__INLINE MONET__V(vec) MONET__V(any_n)(const void *data, monet_dtype dtype, size_t index,
+                                            size_t n)
+{
+    const char *p = (const char *)data + index * (dtype == MONET_F32 ? 4 : 2);
+    uint16_t    few[MONET__WIDTH] = {0};
+    if (dtype == MONET_F32) return MONET__V(load_n)(p, n, MONET__V(set1)(0));
+    if (n < MONET__WIDTH) memcpy(few, p, 2 * n), p = (const char *)few;
+    if (dtype == MONET_F16) return MONET__V(from_f16)(p);
+    return (MONET__V(vec))(MONET__V(halves)(p) << 16);
+}
+
+static MONET__TARGET monet_real MONET__V(dot)(const monet_real *a, const void *b, monet_dtype dtype,
+                                              size_t index, size_t n)
+{
+    MONET__V(vec) zero = MONET__V(set1)(0), sum[MONET__PARTS];
+    MONET__UNROLL for (int k = 0; k < MONET__PARTS; ++k) sum[k] = zero;
+    for (size_t k = 0; k < n; k += MONET__LANES)
+        MONET__UNROLL for (int part = 0; part < MONET__PARTS; ++part) {
+            size_t at = k + (size_t)part * MONET__WIDTH;
+            if (at < n)
+                sum[part] = MONET__V(fma)(MONET__V(load_n)(a + at, n - at, zero),
+                                          MONET__V(any_n)(b, dtype, index + at, n - at),
+                                          sum[part]);
+        }
+    return (monet_real)MONET__V(sum16)(sum);
+}
+
+static MONET__TARGET void MONET__V(axpy)(monet_real *y, monet_real scale, const void *row,
+                                         monet_dtype dtype, size_t index, size_t n)
+{
+    MONET__V(vec) s = MONET__V(set1)((float)scale);
+    for (size_t k = 0; k < n; k += MONET__WIDTH) {
+        MONET__V(vec) v = MONET__V(any_n)(row, dtype, index + k, n - k);
+        MONET__V(store_n)(y + k, MONET__V(fma)(s, v, MONET__V(load_n)(y + k, n - k, s)), n - k);
+    }
+}
+
+static MONET__TARGET void MONET__V(adamw)(monet_real *w, monet_real *m, monet_real *v,
+                                          monet_real *g, size_t n, monet_real scale,
+                                          monet_real beta1, monet_real beta2, monet_real decay,
+                                          monet_real rate, monet_real correction2, monet_real eps)
+{
+    MONET__V(vec) b1 = MONET__V(set1)((float)beta1), c1 = MONET__V(set1)((float)(1 - beta1));
+    MONET__V(vec) b2 = MONET__V(set1)((float)beta2), c2 = MONET__V(set1)((float)(1 - beta2));
+    MONET__V(vec) unbias = MONET__V(set1)((float)(1 / correction2)), zero = MONET__V(set1)(0);
+    MONET__V(vec) by = MONET__V(set1)((float)scale), e = MONET__V(set1)((float)eps);
+    MONET__V(vec) keep = MONET__V(set1)((float)decay), go = MONET__V(set1)((float)rate);
+    for (size_t k = 0; k < n; k += MONET__WIDTH) {
+        size_t        left = n - k;
+        MONET__V(vec) d = MONET__V(load_n)(g + k, left, zero) * by;
+        MONET__V(vec) mean = MONET__V(fma)(c1, d, b1 * MONET__V(load_n)(m + k, left, zero));
+        MONET__V(vec) square = MONET__V(fma)(c2 * d, d, b2 * MONET__V(load_n)(v + k, left, zero));
+        MONET__V(vec) step = go * mean / (MONET__V(sqrt)(square * unbias) + e);
+        MONET__V(store_n)(w + k, keep * MONET__V(load_n)(w + k, left, zero) - step, left);
+        MONET__V(store_n)(m + k, mean, left);
+        MONET__V(store_n)(v + k, square, left);
+        MONET__V(store_n)(g + k, zero, left);
+    }
+}
+
+/* Lane by lane: a <= b ? yes : no; `no` if either is NaN. */
+MONET__INLINE MONET__V(vec) MONET__V(choose)(MONET__V(vec) a, MONET__V(vec) b, MONET__V(vec) yes,
+                                             MONET__V(vec) no)
+{
+    MONET__V(bits) mask = (MONET__V(bits))(a <= b);
+    return (MONET__V(vec))((mask & (MONET__V(bits))yes) | (~mask & (MONET__V(bits))no));
+}
+
+/* monet__exp, several at a time; 1.5 * 2^23 added brings the integer part to the lowest bits. */
+MONET__INLINE MONET__V(vec) MONET__V(exp)(MONET__V(vec) v)
+{
+    MONET__V(vec)  one = MONET__V(set1)(1), magic = MONET__V(set1)(12582912), r, p;
+    MONET__V(vec)  whole = MONET__V(fma)(v, MONET__V(set1)(1.44269504f), magic), e = whole - magic;
+    MONET__V(bits) power = ((MONET__V(bits))whole + 127u) << 23;
+    r = MONET__V(fma)(e, MONET__V(set1)(-0.693359375f), v);
+    r = MONET__V(fma)(e, MONET__V(set1)(2.12194440e-4f), r);
+    p = MONET__V(fma)(r, MONET__V(set1)(1.0f / 5040), MONET__V(set1)(1.0f / 720));
+    p = MONET__V(fma)(r, p, MONET__V(set1)(1.0f / 120));
+    p = MONET__V(fma)(r, p, MONET__V(set1)(1.0f / 24));
+    p = MONET__V(fma)(r, p, MONET__V(set1)(1.0f / 6));
+    p = MONET__V(fma)(r, p, MONET__V(set1)(0.5f));
+    p = MONET__V(fma)(r, MONET__V(fma)(r, p, one), one) * (MONET__V(vec))power;
+    p = MONET__V(choose)(v, MONET__V(set1)(-87.3f), MONET__V(set1)(0), p);
+    p = MONET__V(choose)(v, MONET__V(set1)(88.3f), p, MONET__V(set1)((float)HUGE_VAL));
+    return MONET__V(choose)(v, v, p, v); /* NaN */
+}
+
+static MONET__TARGET monet_real MONET__V(softmax)(monet_real *x, size_t n, monet_real scale,
+                                                  monet_real *max)
+{
+    MONET__V(vec) first = MONET__V(set1)((float)x[0]), by = MONET__V(set1)((float)scale);
+    MONET__V(vec) least = MONET__V(set1)(-(float)HUGE_VAL), most = first * by;
+    MONET__V(vec) sum[MONET__PARTS], v;
+    float         lanes[MONET__WIDTH];
+    for (size_t k = 0; k < n; k += MONET__WIDTH) {
+        v = MONET__V(load_n)(x + k, n - k, first) * by;
+        MONET__V(store_n)(x + k, v, n - k);
+        most = MONET__V(choose)(most, v, v, most); /* NaN in v: most stays; the sum becomes NaN */
+    }
+    MONET__V(store)(lanes, most);
+    for (int l = 1; l < MONET__WIDTH; ++l)
+        if (lanes[l] > lanes[0]) lanes[0] = lanes[l];
+    most = MONET__V(set1)(lanes[0]);
+    MONET__UNROLL for (int k = 0; k < MONET__PARTS; ++k) sum[k] = MONET__V(set1)(0);
+    for (size_t k = 0; k < n; k += MONET__LANES)
+        MONET__UNROLL for (int part = 0; part < MONET__PARTS; ++part) {
+            size_t at = k + (size_t)part * MONET__WIDTH;
+            if (at >= n) break;
+            v = MONET__V(exp)(MONET__V(load_n)(x + at, n - at, least) - most);
+            MONET__V(store_n)(x + at, v, n - at);
+            sum[part] += v;
+        }
+    *max = (monet_real)lanes[0];
+    return (monet_real)MONET__V(sum16)(sum);
+}
+
+/* A row of P. */
+static MONET__TARGET void MONET__V(spread)(monet_real *to, size_t stride, const uint16_t *at,
+                                           const monet_real *p, size_t n, const monet_real *from,
+                                           size_t m)
+{
+    for (size_t q = 0; q < m; q += MONET__WIDTH) {
+        MONET__V(vec) zero = MONET__V(set1)(0), v = MONET__V(load_n)(from + q, m - q, zero);
+        for (size_t k = 0; k < n; ++k) {
+            monet_real *y = to + at[k] * stride + q;
+            MONET__V(store_n)(y, MONET__V(fma)(MONET__V(set1)((float)p[k]), v,
+                                               MONET__V(load_n)(y, m - q, zero)), m - q);
+        }
+    }
+}
+
+static MONET__TARGET void MONET__V(gather)(monet_real *to, const uint16_t *at, const monet_real *p,
+                                           size_t n, const monet_real *from, size_t stride,
+                                           size_t m)
+{
+    for (size_t q = 0; q < m; q += MONET__WIDTH) {
+        MONET__V(vec) zero = MONET__V(set1)(0), sum = MONET__V(load_n)(to + q, m - q, zero);
+        for (size_t k = 0; k < n; ++k)
+            sum = MONET__V(fma)(MONET__V(set1)((float)p[k]),
+                                MONET__V(load_n)(from + at[k] * stride + q, m - q, zero), sum);
+        MONET__V(store_n)(to + q, sum, m - q);
+    }
+}
+
+static MONET__TARGET void MONET__V(dots)(monet_real *out, const uint16_t *at, size_t n,
+                                         const monet_real *x, const monet_real *from,
+                                         size_t stride, size_t m)
+{
+    for (size_t q = 0; q < m; q += MONET__WIDTH) {
+        MONET__V(vec) zero = MONET__V(set1)(0), v = MONET__V(load_n)(x + q, m - q, zero);
+        for (size_t k = 0; k < n; ++k)
+            out[k] += (monet_real)MONET__V(tree)(
+                v * MONET__V(load_n)(from + at[k] * stride + q, m - q, zero));
+    }
+}
+#define MONET__SLOW MONET__VEC
+#else
+#define MONET__SLOW avx2
+#endif
+
+static const monet__kernels MONET__V(kernels) = {
+    MONET__LITERAL(MONET__VEC), MONET__V(dot_panel), MONET__V(sum_panel), MONET__V(outer_panel),
+    MONET__NAME(dot, MONET__SLOW), MONET__NAME(axpy, MONET__SLOW), MONET__NAME(adamw, MONET__SLOW),
+    MONET__NAME(softmax, MONET__SLOW), MONET__NAME(spread, MONET__SLOW),
+    MONET__NAME(gather, MONET__SLOW), MONET__NAME(dots, MONET__SLOW)};
+#undef MONET__PARTS
+#undef MONET__SLOW
+#undef MONET__SUMS
+#undef MONET__TARGET
+#undef MONET__TILE_ALONE
+#undef MONET__TILE_ROWS
+#undef MONET__TILE_TARGETS
+#undef MONET__TILE_TOKENS
+#undef MONET__VEC
+#undef MONET__WIDTH
+#endif /* MONET__VEC */
+
+#ifdef MONET__MAIN
+#undef MONET__MAIN
+#if defined(MONET__SIMD) && defined(__x86_64__)
+/* ---- kernels: AVX2 ---------------------------------------------------------------------------
+   16 registers: 12 sums, the vectors they are made from, one more. Lanes are two halves of 8.    */
+#define MONET__VEC avx2
+#define MONET__TARGET __attribute__((target("avx2,fma,f16c")))
+#define MONET__PARTS 2
+#define MONET__SUMS 12
+#define MONET__TILE_ROWS 2
+#define MONET__TILE_TOKENS 3
+#define MONET__TILE_ALONE 4
+#define MONET__TILE_TARGETS 6
+typedef __m256 monet__vec_avx2;
+MONET__INLINE __m256 monet__set1_avx2(float x) { return _mm256_set1_ps(x); }
+MONET__INLINE __m256 monet__sqrt_avx2(__m256 v) { return _mm256_sqrt_ps(v); }
+MONET__INLINE __m256 monet__fma_avx2(__m256 a, __m256 b, __m256 c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+MONET__INLINE __m256 monet__from_f16_avx2(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+typedef uint32_t monet__ints_avx2 __attribute__((vector_size(32)));
+MONET__INLINE monet__ints_avx2 monet__bytes_avx2(const void *p)
+{
+    return (monet__ints_avx2)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+
+MONET__INLINE monet__ints_avx2 monet__halves_avx2(const void *p)
+{
+    return (monet__ints_avx2)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+
+MONET__INLINE float monet__tree_avx2(__m256 sum)
+{
+    __m128 v = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+}
+
+/* The first n lanes. 4 often: rows of P. */
+MONET__INLINE __m256i monet__mask_avx2(size_t n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-MONET__INLINE MONET__AVX2 __m256 monet__load_n(const void *p, size_t n)
+MONET__INLINE __m256 monet__load_n_avx2(const void *p, size_t n, __m256 rest)
 {
-    if (n >= 8) return monet__load_256(p);
-    if (n == 4) return _mm256_insertf128_ps(_mm256_setzero_ps(), _mm_loadu_ps((const float *)p), 0);
-    return _mm256_maskload_ps((const float *)p, monet__mask_256(n));
+    __m256i mask;
+    if (n >= 8) return _mm256_loadu_ps((const float *)p);
+    if (n == 4) return _mm256_insertf128_ps(rest, _mm_loadu_ps((const float *)p), 0);
+    mask = monet__mask_avx2(n);
+    return _mm256_blendv_ps(rest, _mm256_maskload_ps((const float *)p, mask),
+                            _mm256_castsi256_ps(mask));
 }
 
-MONET__INLINE MONET__AVX2 void monet__store_n(void *p, __m256 v, size_t n)
+MONET__INLINE void monet__store_n_avx2(void *p, __m256 v, size_t n)
 {
     if (n >= 8) _mm256_storeu_ps((float *)p, v);
     else if (n == 4) _mm_storeu_ps((float *)p, _mm256_castps256_ps128(v));
-    else _mm256_maskstore_ps((float *)p, monet__mask_256(n), v);
+    else _mm256_maskstore_ps((float *)p, monet__mask_avx2(n), v);
 }
-
-/* The same of any dtype. */
-MONET__INLINE MONET__AVX2 __m256 monet__any_n(const void *data, monet_dtype dtype, size_t index,
-                                              size_t n)
-{
-    const char *p = (const char *)data + index * (dtype == MONET_F32 ? 4 : 2);
-    uint16_t    few[8] = {0};
-    __m128i     half;
-    if (dtype == MONET_F32) return monet__load_n(p, n);
-    if (n < 8) memcpy(few, p, 2 * n), p = (const char *)few;
-    half = _mm_loadu_si128((const __m128i *)(const void *)p);
-    if (dtype == MONET_F16) return _mm256_cvtph_ps(half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-
-static MONET__AVX2 monet_real monet__dot_256(const monet_real *a, const void *b, monet_dtype dtype,
-                                             size_t index, size_t n)
-{
-    __m256 low = _mm256_setzero_ps(), high = low;
-    for (size_t k = 0; k < n; k += MONET__LANES) {
-        low = _mm256_fmadd_ps(monet__load_n(a + k, n - k), monet__any_n(b, dtype, index + k, n - k),
-                              low);
-        if (n - k > 8)
-            high = _mm256_fmadd_ps(monet__load_n(a + k + 8, n - k - 8),
-                                   monet__any_n(b, dtype, index + k + 8, n - k - 8), high);
-    }
-    return monet__tree_256(low, high);
-}
-
-static MONET__AVX2 void monet__axpy_256(monet_real *y, monet_real scale, const void *row,
-                                        monet_dtype dtype, size_t index, size_t n)
-{
-    __m256 s = _mm256_set1_ps((float)scale);
-    for (size_t k = 0; k < n; k += 8) {
-        __m256 v = monet__any_n(row, dtype, index + k, n - k);
-        monet__store_n(y + k, _mm256_fmadd_ps(s, v, monet__load_n(y + k, n - k)), n - k);
-    }
-}
-
-static MONET__AVX2 void monet__adamw_256(monet_real *w, monet_real *m, monet_real *v,
-                                         monet_real *g, size_t n, monet_real scale,
-                                         monet_real beta1, monet_real beta2, monet_real decay,
-                                         monet_real rate, monet_real correction2, monet_real eps)
-{
-    __m256 b1 = _mm256_set1_ps((float)beta1), c1 = _mm256_set1_ps((float)(1 - beta1));
-    __m256 b2 = _mm256_set1_ps((float)beta2), c2 = _mm256_set1_ps((float)(1 - beta2));
-    __m256 unbias = _mm256_set1_ps((float)(1 / correction2)), e = _mm256_set1_ps((float)eps);
-    for (size_t k = 0; k < n; k += 8) {
-        size_t left = n - k;
-        __m256 d = _mm256_mul_ps(monet__load_n(g + k, left), _mm256_set1_ps((float)scale));
-        __m256 mean = _mm256_mul_ps(b1, monet__load_n(m + k, left));
-        __m256 square = _mm256_mul_ps(b2, monet__load_n(v + k, left)), root, step;
-        mean = _mm256_fmadd_ps(c1, d, mean);
-        square = _mm256_fmadd_ps(_mm256_mul_ps(c2, d), d, square);
-        root = _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(square, unbias)), e);
-        step = _mm256_div_ps(_mm256_mul_ps(_mm256_set1_ps((float)rate), mean), root);
-        d = _mm256_mul_ps(_mm256_set1_ps((float)decay), monet__load_n(w + k, left));
-        monet__store_n(w + k, _mm256_sub_ps(d, step), left);
-        monet__store_n(m + k, mean, left);
-        monet__store_n(v + k, square, left);
-        monet__store_n(g + k, _mm256_setzero_ps(), left);
-    }
-}
-
-/* monet__exp, 8 at a time. */
-MONET__INLINE MONET__AVX2 __m256 monet__exp_256(__m256 v)
-{
-    __m256  one = _mm256_set1_ps(1), low = _mm256_set1_ps(-87.3f), high = _mm256_set1_ps(88.3f);
-    __m256  e = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), 8), r, p;
-    __m256i power;
-    r = _mm256_fnmadd_ps(e, _mm256_set1_ps(0.693359375f), v);
-    r = _mm256_fnmadd_ps(e, _mm256_set1_ps(-2.12194440e-4f), r);
-    p = _mm256_fmadd_ps(r, _mm256_set1_ps(1.0f / 5040), _mm256_set1_ps(1.0f / 720));
-    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 120));
-    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 24));
-    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(1.0f / 6));
-    p = _mm256_fmadd_ps(r, p, _mm256_set1_ps(0.5f));
-    p = _mm256_fmadd_ps(r, _mm256_fmadd_ps(r, p, one), one);
-    power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(e), _mm256_set1_epi32(127)), 23);
-    p = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-    p = _mm256_blendv_ps(p, _mm256_setzero_ps(), _mm256_cmp_ps(v, low, _CMP_LE_OQ));
-    p = _mm256_blendv_ps(p, _mm256_set1_ps((float)HUGE_VAL), _mm256_cmp_ps(v, high, _CMP_GT_OQ));
-    return _mm256_blendv_ps(p, v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); /* NaN */
-}
-
-static MONET__AVX2 monet_real monet__softmax_256(monet_real *x, size_t n, monet_real scale,
-                                                 monet_real *max)
-{
-    __m256 sums[2], by = _mm256_set1_ps((float)scale), most = _mm256_set1_ps((float)(x[0] * scale));
-    float  lanes[8];
-    for (size_t k = 0; k < n; k += 8) {
-        __m256 v = _mm256_mul_ps(monet__load_n(x + k, n - k), by);
-        if (n - k < 8) /* what is beyond the end must not be the largest */
-            v = _mm256_blendv_ps(most, v, _mm256_castsi256_ps(monet__mask_256(n - k)));
-        monet__store_n(x + k, v, n - k);
-        most = _mm256_max_ps(v, most); /* NaN in v: most stays; the sum becomes NaN */
-    }
-    _mm256_storeu_ps(lanes, most);
-    for (int l = 1; l < 8; ++l)
-        if (lanes[l] > lanes[0]) lanes[0] = lanes[l];
-    most = _mm256_set1_ps(lanes[0]);
-    sums[0] = sums[1] = _mm256_setzero_ps();
-    for (size_t k = 0; k < n; k += 8) {
-        __m256 v = monet__exp_256(_mm256_sub_ps(monet__load_n(x + k, n - k), most));
-        if (n - k < 8) v = _mm256_and_ps(v, _mm256_castsi256_ps(monet__mask_256(n - k)));
-        monet__store_n(x + k, v, n - k);
-        sums[k / 8 % 2] = _mm256_add_ps(sums[k / 8 % 2], v);
-    }
-    *max = (monet_real)lanes[0];
-    return monet__tree_256(sums[0], sums[1]);
-}
-
-/* ---- kernels: a row of P --------------------------------------------------------------------- */
-static MONET__AVX2 void monet__spread_256(monet_real *to, size_t stride, const uint16_t *at,
-                                          const monet_real *p, size_t n, const monet_real *from,
-                                          size_t m)
-{
-    for (size_t q = 0; q < m; q += 8) {
-        __m256 v = monet__load_n(from + q, m - q);
-        for (size_t k = 0; k < n; ++k) {
-            monet_real *y = to + at[k] * stride + q;
-            __m256      sum = _mm256_fmadd_ps(_mm256_set1_ps((float)p[k]), v,
-                                              monet__load_n(y, m - q));
-            monet__store_n(y, sum, m - q);
-        }
-    }
-}
-
-static MONET__AVX2 void monet__gather_256(monet_real *to, const uint16_t *at, const monet_real *p,
-                                          size_t n, const monet_real *from, size_t stride,
-                                          size_t m)
-{
-    for (size_t q = 0; q < m; q += 8) {
-        __m256 sum = monet__load_n(to + q, m - q);
-        for (size_t k = 0; k < n; ++k)
-            sum = _mm256_fmadd_ps(_mm256_set1_ps((float)p[k]),
-                                  monet__load_n(from + at[k] * stride + q, m - q), sum);
-        monet__store_n(to + q, sum, m - q);
-    }
-}
-
-static MONET__AVX2 void monet__dots_256(monet_real *out, const uint16_t *at, size_t n,
-                                        const monet_real *x, const monet_real *from, size_t stride,
-                                        size_t m)
-{
-    __m256 zero = _mm256_setzero_ps();
-    for (size_t q = 0; q < m; q += 8) {
-        __m256 v = monet__load_n(x + q, m - q);
-        for (size_t k = 0; k < n; ++k)
-            out[k] += monet__tree_256(_mm256_mul_ps(v, monet__load_n(from + at[k] * stride + q,
-                                                                     m - q)), zero);
-    }
-}
+#include MONET__SELF
 
 /* ---- kernels: AVX-512 ------------------------------------------------------------------------
    32 registers: 24 sums, the vectors they are made from.                                         */
-/* 16 weights of a row: the evens or the odds of a group. */
-MONET__INLINE MONET__AVX512 __m512 monet__weights_512(const char *w, monet_dtype dtype, int odd)
+#define MONET__VEC avx512
+#define MONET__TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define MONET__PARTS 1
+#define MONET__SUMS 32
+#define MONET__TILE_ROWS 4
+#define MONET__TILE_TOKENS 6
+#define MONET__TILE_ALONE 16
+#define MONET__TILE_TARGETS 6
+typedef __m512   monet__vec_avx512;
+typedef uint32_t monet__ints_avx512 __attribute__((vector_size(64)));
+MONET__INLINE __m512 monet__set1_avx512(float x) { return _mm512_set1_ps(x); }
+MONET__INLINE __m512 monet__fma_avx512(__m512 a, __m512 b, __m512 c)
 {
-    const void *p = w + (dtype == MONET_F16 ? 32 * odd : 0);
-    __m512i     pairs;
-    if (dtype == MONET_F32) return _mm512_loadu_ps(w + 64 * odd);
-    if (dtype == MONET_F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-    pairs = _mm512_loadu_si512(p);
-    return _mm512_castsi512_ps(odd ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
-                                   : _mm512_slli_epi32(pairs, 16));
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* All "maskz" with all lanes here are for g++ 12, which takes the plain forms for uses of
+   uninitialised values.                                                                          */
+MONET__INLINE __m512 monet__from_f16_avx512(const void *p)
+{
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *)p));
+}
+
+MONET__INLINE monet__ints_avx512 monet__bytes_avx512(const void *p)
+{
+    return (monet__ints_avx512)_mm512_maskz_cvtepu8_epi32(0xffff,
+                                                          _mm_loadu_si128((const __m128i *)p));
 }
 
 /* One level of 4 trees: lanes of a plus other lanes of a, then the same of b. */
 #define MONET__FOLD(shuffle, a, b, one, other)                                                     \
-    _mm512_add_ps(shuffle(a, b, one), shuffle(a, b, other))
+    (_mm512_maskz_##shuffle(0xffff, a, b, one) + _mm512_maskz_##shuffle(0xffff, a, b, other))
 
 /* The trees of 16 sums at once; the result in order. */
-MONET__INLINE MONET__AVX512 __m512 monet__trees_512(const __m512 *sum)
+MONET__INLINE __m512 monet__trees16_avx512(const __m512 *sum)
 {
     __m512 v[8], u[4];
     MONET__UNROLL for (int k = 0; k < 8; ++k) { /* l + l+8 of sums 4k and 4k+4, and so on */
         int one = k / 4 * 8 + k % 4;
-        v[k] = MONET__FOLD(_mm512_shuffle_f32x4, sum[one], sum[one + 4], 0x44, 0xee);
+        v[k] = MONET__FOLD(shuffle_f32x4, sum[one], sum[one + 4], 0x44, 0xee);
     }
     MONET__UNROLL for (int k = 0; k < 4; ++k)
-        u[k] = MONET__FOLD(_mm512_shuffle_f32x4, v[k], v[k + 4], 0x88, 0xdd);
-    u[0] = MONET__FOLD(_mm512_shuffle_ps, u[0], u[1], 0x44, 0xee);
-    u[2] = MONET__FOLD(_mm512_shuffle_ps, u[2], u[3], 0x44, 0xee);
-    return MONET__FOLD(_mm512_shuffle_ps, u[0], u[2], 0x88, 0xdd);
+        u[k] = MONET__FOLD(shuffle_f32x4, v[k], v[k + 4], 0x88, 0xdd);
+    u[0] = MONET__FOLD(shuffle_ps, u[0], u[1], 0x44, 0xee);
+    u[2] = MONET__FOLD(shuffle_ps, u[2], u[3], 0x44, 0xee);
+    return MONET__FOLD(shuffle_ps, u[0], u[2], 0x88, 0xdd);
 }
 
-/* R rows, of which `rows` count, times T tokens; R = 4 or T = 1. */
-MONET__INLINE MONET__AVX512 void monet__dot_tile_512(monet_real *const *out, int at, const char *w,
-                                                     monet_dtype dtype, size_t stride, int rows,
-                                                     size_t groups, const monet_real *const *x,
-                                                     int R, int T)
+MONET__INLINE void monet__trees_avx512(monet_real *const *out, int at, const __m512 *sum, int rows,
+                                       int R, int T)
 {
-    size_t size = monet__row_size(dtype), last = (size_t)(rows - 1) * size;
-    __m512 sum[32], v[6];
-    float  trees[32];
-    MONET__UNROLL for (int k = 0; k < 32; ++k) sum[k] = _mm512_setzero_ps();
-    for (size_t column = 0; groups--; w += stride, column += MONET__GROUP)
-        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) {
-            MONET__UNROLL for (int t = 0; t < T; ++t)
-                v[t] = _mm512_loadu_ps(x[t] + column + 16 * odd);
-            MONET__UNROLL for (int r = 0; r < R; ++r) {
-                size_t row = R > 4 || (size_t)r * size < last ? (size_t)r * size : last;
-                __m512 f = monet__weights_512(w + row, dtype, odd);
-                MONET__UNROLL for (int t = 0; t < T; ++t)
-                    sum[t * R + r] = _mm512_fmadd_ps(f, v[t], sum[t * R + r]);
-            }
-        }
+    float trees[32];
     if (R > 4) {
-        _mm512_mask_storeu_ps(out[0] + at, (__mmask16)((1 << rows) - 1), monet__trees_512(sum));
+        _mm512_mask_storeu_ps(out[0] + at, (__mmask16)((1 << rows) - 1),
+                              monet__trees16_avx512(sum));
         return;
     }
-    _mm512_storeu_ps(trees, monet__trees_512(sum));
-    if (T > 4) _mm512_storeu_ps(trees + 16, monet__trees_512(sum + 16));
+    _mm512_storeu_ps(trees, monet__trees16_avx512(sum));
+    if (T > 4) _mm512_storeu_ps(trees + 16, monet__trees16_avx512(sum + 16));
     MONET__UNROLL for (int t = 0; t < T; ++t)
         _mm_mask_storeu_ps(out[t] + at, (__mmask8)((1 << rows) - 1), _mm_loadu_ps(trees + 4 * t));
 }
-
-MONET__INLINE MONET__AVX512 void monet__dot_any_512(monet_real *const *out, const char *w,
-                                                    monet_dtype dtype, int panel_rows, int n_rows,
-                                                    size_t groups, const monet_real *const *x,
-                                                    int n)
-{
-    size_t size = monet__row_size(dtype), stride = (size_t)panel_rows * size;
-    for (int T; n > 0; n -= T, out += T, x += T) {
-        T = n >= 6 ? 6 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
-        for (int r = 0, R; r < n_rows; r += R) {
-            const char *p = w + (size_t)r * size;
-            int         rows = n_rows - r;
-            R = T > 1 || rows <= 4 || panel_rows - r < 8 ? 4
-                : rows <= 8 || panel_rows - r < 16 ? 8 : 16;
-            if (rows > R) rows = R;
-            if (T == 6) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 6);
-            else if (T == 4) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 4);
-            else if (T == 2) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 2);
-            else if (R == 4) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 4, 1);
-            else if (R == 8) monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 8, 1);
-            else monet__dot_tile_512(out, r, p, dtype, stride, rows, groups, x, 16, 1);
-        }
-    }
-}
-
-static MONET__AVX512 void monet__dot_panel_512(monet_real *const *out, const void *panel,
-                                               monet_dtype dtype, int panel_rows, int n_rows,
-                                               size_t groups, const monet_real *const *x,
-                                               int n_tokens)
-{
-    const char *w = (const char *)panel;
-    if (dtype == MONET_F32)
-        monet__dot_any_512(out, w, MONET_F32, panel_rows, n_rows, groups, x, n_tokens);
-    else if (dtype == MONET_BF16)
-        monet__dot_any_512(out, w, MONET_BF16, panel_rows, n_rows, groups, x, n_tokens);
-    else if (monet__quantised(dtype))
-        monet__dot_panel(out, panel, dtype, panel_rows, n_rows, groups, x, n_tokens);
-    else monet__dot_any_512(out, w, MONET_F16, panel_rows, n_rows, groups, x, n_tokens);
-}
-
-/* V / 2 column groups of T targets. */
-MONET__INLINE MONET__AVX512 void monet__blend_tile_512(const monet__blend *blend, monet_dtype dtype,
-                                                     bool outer, size_t g, int target, int T,
-                                                     int V)
-{
-    const char *w = outer ? NULL : blend->w + g * blend->w_step;
-    __m512      sum[24], v[4];
-    MONET__UNROLL for (int k = 0; k < V * T; ++k)
-        sum[k] = _mm512_loadu_ps(blend->y[target + k / V] +
-                                 (g + (size_t)(k % V / 2)) * blend->y_step +
-                                 k % 2 * MONET__LANES);
-    for (int i = 0; i < blend->count; i += 2)
-        MONET__UNROLL for (int odd = 0; odd < 2; ++odd) { /* bf16 keeps rows in pairs */
-            int row = i + odd;
-            if (row >= blend->count) break;
-            MONET__UNROLL for (int k = 0; k < V; ++k) {
-                const char *p = w + (size_t)(k / 2) * blend->w_step;
-                v[k] = outer ? _mm512_loadu_ps(blend->x[row] + g * MONET__GROUP + k * MONET__LANES)
-                     : dtype == MONET_BF16
-                         ? monet__weights_512(p + i * 64 + k % 2 * 64, dtype, odd)
-                         : monet__weights_512(p + (size_t)row * monet__row_size(dtype), dtype,
-                                              k % 2);
-            }
-            MONET__UNROLL for (int t = 0; t < T; ++t) {
-                __m512 s = _mm512_set1_ps((float)(outer ? blend->s[row][blend->first + target + t]
-                                                        : blend->s[target + t][row]));
-                MONET__UNROLL for (int k = 0; k < V; ++k)
-                    sum[t * V + k] = _mm512_fmadd_ps(v[k], s, sum[t * V + k]);
-            }
-        }
-    MONET__UNROLL for (int k = 0; k < V * T; ++k)
-        _mm512_storeu_ps(blend->y[target + k / V] + (g + (size_t)(k % V / 2)) * blend->y_step +
-                         k % 2 * MONET__LANES, sum[k]);
-}
-
-MONET__INLINE MONET__AVX512 void monet__blend_512(const monet__blend *blend, monet_dtype dtype,
-                                                bool outer, size_t groups, int n)
-{
-    for (size_t g = 0; g < groups; g += 2)
-        for (int t = 0, T; t < n; t += T) {
-            T = n - t >= 6 ? 6 : n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
-            if (g + 1 == groups) {
-                if (T > 1) monet__blend_tile_512(blend, dtype, outer, g, t, T = 2, 2);
-                else monet__blend_tile_512(blend, dtype, outer, g, t, 1, 2);
-            } else if (T == 6) monet__blend_tile_512(blend, dtype, outer, g, t, 6, 4);
-            else if (T == 4) monet__blend_tile_512(blend, dtype, outer, g, t, 4, 4);
-            else if (T == 2) monet__blend_tile_512(blend, dtype, outer, g, t, 2, 4);
-            else monet__blend_tile_512(blend, dtype, outer, g, t, 1, 4);
-        }
-}
-
-static MONET__AVX512 void monet__sum_panel_512(monet_real *const *y, const void *panel,
-                                               monet_dtype dtype, int panel_rows, int n_rows,
-                                               size_t groups, const monet_real *const *s,
-                                               int n_tokens)
-{
-    monet__blend blend = monet__blend_sum(y, panel, dtype, panel_rows, n_rows, s);
-    if (dtype == MONET_F32) monet__blend_512(&blend, MONET_F32, false, groups, n_tokens);
-    else if (dtype == MONET_BF16) monet__blend_512(&blend, MONET_BF16, false, groups, n_tokens);
-    else if (monet__quantised(dtype))
-        monet__sum_panel(y, panel, dtype, panel_rows, n_rows, groups, s, n_tokens);
-    else monet__blend_512(&blend, MONET_F16, false, groups, n_tokens);
-}
-
-static MONET__AVX512 void monet__outer_panel_512(monet_real *panel, int panel_rows, int n_rows,
-                                                 size_t groups, const monet_real *const *s,
-                                                 const monet_real *const *x, int n_tokens)
-{
-    monet_real *rows[MONET__ROWS];
-    for (int r = 0, n; r < n_rows; r += n) {
-        monet__blend blend;
-        n = n_rows - r < MONET__ROWS ? n_rows - r : MONET__ROWS;
-        blend = monet__blend_outer(rows, n, panel, panel_rows, r, s, x, n_tokens);
-        monet__blend_512(&blend, MONET_F32, true, groups, n);
-    }
-}
-
-static const monet__kernels monet__avx2 = {
-    "avx2", monet__dot_panel_256, monet__sum_panel_256, monet__outer_panel_256, monet__dot_256,
-    monet__axpy_256, monet__adamw_256, monet__softmax_256, monet__spread_256, monet__gather_256,
-    monet__dots_256};
-
-static const monet__kernels monet__avx512 = {
-    "avx512", monet__dot_panel_512, monet__sum_panel_512, monet__outer_panel_512, monet__dot_256,
-    monet__axpy_256, monet__adamw_256, monet__softmax_256, monet__spread_256, monet__gather_256,
-    monet__dots_256};
-#undef MONET__AVX2
-#undef MONET__AVX512
+#include MONET__SELF
 #undef MONET__FOLD
-#undef MONET__INLINE
-#undef MONET__UNROLL
 
 /* __builtin_cpu_supports also asks whether the operating system keeps the registers. */
 static bool monet__has_avx2(void)
@@ -2223,23 +2274,31 @@ static bool monet__has_avx512(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
 }
-#define MONET__SIMD 1
-#else
-#define MONET__SIMD 0
 #endif
 
 /* The table that a config asks for, or the best that this processor has. */
 static const monet__kernels *monet__kernels_for(monet_kernels wanted)
 {
-#if MONET__SIMD
+#if defined(MONET__SIMD) && defined(__x86_64__)
     if (wanted != MONET_KERNELS_SCALAR && wanted != MONET_KERNELS_AVX2 && monet__has_avx512())
-        return &monet__avx512;
-    if (wanted != MONET_KERNELS_SCALAR && monet__has_avx2()) return &monet__avx2;
+        return &monet__kernels_avx512;
+    if (wanted != MONET_KERNELS_SCALAR && monet__has_avx2()) return &monet__kernels_avx2;
 #endif
     (void)wanted;
     return &monet__scalar;
 }
+#undef MONET__AHEAD
+#undef MONET__DTYPES
+#undef MONET__INLINE
+#undef MONET__JOIN
+#undef MONET__KEEP
+#undef MONET__LITERAL
+#undef MONET__NAME
+#undef MONET__SELF
 #undef MONET__SIMD
+#undef MONET__TEXT
+#undef MONET__UNROLL
+#undef MONET__V
 
 MONET_API const char *monet_kernels_name(monet_kernels kernels)
 {
