@@ -4638,35 +4638,16 @@ static size_t monet__count_tensors(const monet_arch *arch)
     X(decompose, 0, 1) X(tie_embeddings, 0, 1)
 #define MONET__ARCH_SIZE (15 * 4)
 
-/* The two ways to fail from here to the end of >>save: what a file or an architecture holds is
-   wrong, or what the caller gave.                                                                */
-#define MONET__BAD(...) monet__fail(err, MONET_ERROR_FORMAT, __VA_ARGS__)
-#define MONET__MISUSE(...) monet__fail(err, MONET_ERROR_ARGUMENT, __VA_ARGS__)
-
-/* Do the fields fit together? */
-static monet_result monet__arch_fits(const monet_arch *a, monet_error *err)
-{
-    int32_t most = 1 << 26, units = a->moe_dim, heads = a->moe_heads, n = a->moe_experts;
-    if (a->dim % a->n_heads)
-        return MONET__BAD("dim is %d, not a multiple of n_heads %d", a->dim, a->n_heads);
-    if (a->dim / a->n_heads % 2)
-        return MONET__BAD("size of a head is %d (dim %d / n_heads %d): rope needs an even one",
-                          a->dim / a->n_heads, a->dim, a->n_heads);
-    if (a->n_heads % a->n_kv_heads)
-        return MONET__BAD("n_heads is %d, not a multiple of n_kv_heads %d", a->n_heads,
-                          a->n_kv_heads);
-    if (a->moe_topk >= n)
-        return MONET__BAD("moe_topk is %d, must be less than moe_experts %d", a->moe_topk, n);
-    if (a->decompose == MONET_VERTICAL && units % 2)
-        return MONET__BAD("moe_dim is %d, vertical needs an even one", units);
-    if ((int64_t)n * units > most)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
-                           "moe_experts %d * moe_dim %d: more than %d", n, units, most);
-    if ((int64_t)n * heads > most)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
-                           "moe_experts %d * moe_heads %d: more than %d", n, heads, most);
-    return MONET_OK;
-}
+/* From here to the end of >>save: a rule that does not hold ends the function, with words in err. */
+#define MONET__NEED(code, rule, ...)                                                               \
+    do                                                                                             \
+        if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
+    while (0)
+#define MONET__TRY(call)                                                                           \
+    do {                                                                                           \
+        monet_result monet__tried = call;                                                          \
+        if (monet__tried != MONET_OK) return monet__tried;                                         \
+    } while (0)
 
 /* In which way a float is out of its range. */
 static const char *monet__off(float x, float most)
@@ -4676,21 +4657,38 @@ static const char *monet__off(float x, float most)
 
 MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
 {
-    if (!arch) return MONET__MISUSE("arch is NULL");
-    if (!arch->n_kv_heads) arch->n_kv_heads = arch->n_heads;
-    if (!arch->moe_groups) arch->moe_groups = 1;
-    if (arch->rope_theta == 0) arch->rope_theta = 10000.0f;
-    if (arch->norm_eps == 0) arch->norm_eps = 1e-6f;
+    monet_arch *a = arch;
+    int32_t     most = 1 << 26;
+    MONET__NEED(ARGUMENT, a, "arch is NULL");
+    if (!a->n_kv_heads) a->n_kv_heads = a->n_heads;
+    if (!a->moe_groups) a->moe_groups = 1;
+    if (a->rope_theta == 0) a->rope_theta = 10000.0f;
+    if (a->norm_eps == 0) a->norm_eps = 1e-6f;
 #define MONET__CHECK(field, least, most)                                                           \
-    if (arch->field < (least) || arch->field > (most))                                             \
-        return MONET__BAD(#field " is %d, must be %d..%d", arch->field, (int)(least), (int)(most));
+    MONET__NEED(FORMAT, a->field >= (least) && a->field <= (most), #field " is %d, must be %d..%d",\
+                a->field, (int)(least), (int)(most));
     MONET__ARCH(MONET__CHECK)
 #undef MONET__CHECK
-    if (!(arch->rope_theta >= 1.0f && arch->rope_theta <= 1e12f))
-        return MONET__BAD("rope_theta is %s, must be 1..1e12", monet__off(arch->rope_theta, 1e12f));
-    if (!(arch->norm_eps >= 1e-12f && arch->norm_eps <= 1.0f))
-        return MONET__BAD("norm_eps is %s, must be 1e-12..1", monet__off(arch->norm_eps, 1.0f));
-    return monet__arch_fits(arch, err);
+    MONET__NEED(FORMAT, a->rope_theta >= 1.0f && a->rope_theta <= 1e12f,
+                "rope_theta is %s, must be 1..1e12", monet__off(a->rope_theta, 1e12f));
+    MONET__NEED(FORMAT, a->norm_eps >= 1e-12f && a->norm_eps <= 1.0f,
+                "norm_eps is %s, must be 1e-12..1", monet__off(a->norm_eps, 1.0f));
+    MONET__NEED(FORMAT, a->dim % a->n_heads == 0, "dim is %d, not a multiple of n_heads %d", a->dim,
+                a->n_heads);
+    MONET__NEED(FORMAT, a->dim / a->n_heads % 2 == 0,
+                "size of a head is %d (dim %d / n_heads %d): rope needs an even one",
+                a->dim / a->n_heads, a->dim, a->n_heads);
+    MONET__NEED(FORMAT, a->n_heads % a->n_kv_heads == 0,
+                "n_heads is %d, not a multiple of n_kv_heads %d", a->n_heads, a->n_kv_heads);
+    MONET__NEED(FORMAT, a->moe_topk < a->moe_experts,
+                "moe_topk is %d, must be less than moe_experts %d", a->moe_topk, a->moe_experts);
+    MONET__NEED(FORMAT, a->decompose != MONET_VERTICAL || a->moe_dim % 2 == 0,
+                "moe_dim is %d, vertical needs an even one", a->moe_dim);
+    MONET__NEED(UNSUPPORTED, (int64_t)a->moe_experts * a->moe_dim <= most,
+                "moe_experts %d * moe_dim %d: more than %d", a->moe_experts, a->moe_dim, most);
+    MONET__NEED(UNSUPPORTED, (int64_t)a->moe_experts * a->moe_heads <= most,
+                "moe_experts %d * moe_heads %d: more than %d", a->moe_experts, a->moe_heads, most);
+    return MONET_OK;
 }
 
 /* ---- model object ---------------------------------------------------------------------------- */
@@ -4814,13 +4812,12 @@ static bool monet__file_close(int file, bool sync)
 
 static bool monet__file_rename(const char *from, const char *to) { return !rename(from, to); }
 
-static void monet__sync_folder(char *path) /* path is changed and put back */
+static void monet__sync_folder(char *path) /* of this file; cuts the path */
 {
-    char *slash = strrchr(path, '/'), kept = slash ? slash[1] : 0;
+    char *slash = strrchr(path, '/');
     int   fd;
     if (slash) slash[1] = 0;
     fd = monet__open(slash ? path : ".", O_RDONLY);
-    if (slash) slash[1] = kept;
     if (fd < 0) return; /* some file systems have no folders to sync */
     (void)fsync(fd);
     (void)close(fd);
@@ -4845,11 +4842,9 @@ static monet_result monet__file_open(const char *path, FILE **file, uint64_t *si
 {
     long end = -1;
     *file = fopen(path, "rb");
-    if (*file && fseek(*file, 0, SEEK_END) == 0) end = ftell(*file);
-    if (end >= 0 && fseek(*file, 0, SEEK_SET) == 0) {
-        *size = (uint64_t)end;
-        return MONET_OK;
-    }
+    if (*file && !fseek(*file, 0, SEEK_END)) end = ftell(*file);
+    *size = (uint64_t)end;
+    if (end >= 0 && !fseek(*file, 0, SEEK_SET)) return MONET_OK;
     if (*file) fclose(*file);
     return monet__io_fail(err, "open", path);
 }
@@ -4859,12 +4854,6 @@ static bool monet__file_move(FILE *file, void *in, const void *out, uint64_t siz
     return (in ? fread(in, 1, (size_t)size, file) : fwrite(out, 1, (size_t)size, file)) == size;
 }
 
-static bool monet__file_close(FILE *file, bool sync)
-{
-    bool flushed = !sync || fflush(file) == 0;
-    return fclose(file) == 0 && flushed;
-}
-
 static bool monet__file_rename(const char *from, const char *to)
 {
     return (remove(to), !rename(from, to)); /* not in one step on such a system */
@@ -4872,6 +4861,7 @@ static bool monet__file_rename(const char *from, const char *to)
 
 static void *monet__file_map(FILE *file, uint64_t size) { return (void)file, (void)size, NULL; }
 static void monet__file_unmap(void *p, uint64_t size) { (void)p, (void)size; }
+static bool monet__file_close(FILE *file, bool sync) { return (void)sync, fclose(file) == 0; }
 static bool monet__file_rewind(FILE *file) { return fseek(file, 0, SEEK_SET) == 0; }
 static void monet__sync_folder(char *path) { (void)path; }
 static int monet__process(void) { return 0; }
@@ -4888,28 +4878,22 @@ static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
 {
-    if (size >= 5 && !memcmp(p, monet__magic, 5) &&
-        memcmp(p, monet__magic, size < 8 ? (size_t)size : 8))
-        return MONET__BAD("magic is damaged: was the file transferred as text?");
-    if (size < MONET__HEADER)
-        return MONET__BAD("file is %U bytes, the header alone needs %d: not a .monet file, or cut "
-                          "short", size, MONET__HEADER);
-    if (memcmp(p, monet__magic, 8)) return MONET__BAD("magic bytes: not a .monet file");
-    if (monet__u32(p + 12) == 0x04030201u)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "byte order is big-endian");
-    if (monet__u32(p + 12) != 0x01020304u)
-        return MONET__BAD("byte order tag is %U, expected %U", (uint64_t)monet__u32(p + 12),
-                          (uint64_t)0x01020304);
-    if (monet__u16(p + 8) != 1)
-        return monet__fail(err, MONET_ERROR_VERSION, "file format is version %d, this reads 1",
-                           (int)monet__u16(p + 8));
-    if (monet__u64(p + 56) != monet__hash_of(p, 56))
-        return MONET__BAD("header: hash does not match");
-    if (monet__u64(p + 16) != size)
-        return MONET__BAD("file is %U bytes, header says %U", size, monet__u64(p + 16));
-    if (monet__u32(p + 24))
-        return monet__fail(err, MONET_ERROR_VERSION, "file needs features %U that this version "
-                           "does not have", (uint64_t)monet__u32(p + 24));
+    size_t there = size < 8 ? (size_t)size : 8;
+    MONET__NEED(FORMAT, there < 5 || memcmp(p, monet__magic, 5) || !memcmp(p, monet__magic, there),
+                "magic is damaged: was the file transferred as text?");
+    MONET__NEED(FORMAT, size >= MONET__HEADER, "file is %U bytes, the header alone needs %d: not a "
+                ".monet file, or cut short", size, MONET__HEADER);
+    MONET__NEED(FORMAT, !memcmp(p, monet__magic, 8), "magic bytes: not a .monet file");
+    MONET__NEED(UNSUPPORTED, monet__u32(p + 12) != 0x04030201u, "byte order is big-endian");
+    MONET__NEED(FORMAT, monet__u32(p + 12) == 0x01020304u, "byte order tag is %U, expected %U",
+                (uint64_t)monet__u32(p + 12), (uint64_t)0x01020304);
+    MONET__NEED(VERSION, monet__u16(p + 8) == 1, "file format is version %d, this reads 1",
+                (int)monet__u16(p + 8));
+    MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(p, 56), "header: hash does not match");
+    MONET__NEED(FORMAT, monet__u64(p + 16) == size, "file is %U bytes, header says %U", size,
+                monet__u64(p + 16));
+    MONET__NEED(VERSION, !monet__u32(p + 24), "file needs features %U that this version does not "
+                "have", (uint64_t)monet__u32(p + 24));
     return MONET_OK;
 }
 
@@ -4917,7 +4901,7 @@ static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_err
 static monet_result monet__load_padding(const monet_model *model, uint64_t *at, monet_error *err)
 {
     for (; *at % 64 && *at < model->size; ++*at)
-        if (model->base[*at]) return MONET__BAD("padding at byte %U is not zero", *at);
+        MONET__NEED(FORMAT, !model->base[*at], "padding at byte %U is not zero", *at);
     return MONET_OK;
 }
 
@@ -4927,23 +4911,21 @@ static monet_result monet__load_section(monet_model *model, const uint8_t *entry
 {
     uint64_t     kind = monet__u32(entry), offset = monet__u64(entry + 8), end;
     uint64_t     size = monet__u64(entry + 16), hash = monet__u64(entry + 24);
-    monet__span *span;
-    monet_result result;
-    if (offset != *at || !monet__add(&end, offset, size) || end > model->size)
-        return MONET__BAD("section %U: bytes %U + %U, expected to begin at %U and to end by %U",
-                          kind, offset, size, *at, model->size);
-    *at = end;
-    result = monet__load_padding(model, at, err);
-    if (result != MONET_OK) return result;
-    if (!kind) return MONET__BAD("section kind is 0");
+    monet__span *span = &model->sections[kind < MONET__S_COUNT ? kind : 0];
+    bool         hashed = kind != MONET__S_DATA && kind != MONET__S_MOMENTS; /* now, not later */
+    MONET__NEED(FORMAT, offset == *at && monet__add(&end, offset, size) && end <= model->size,
+                "section %U: bytes %U + %U, expected to begin at %U and to end by %U", kind, offset,
+                size, *at, model->size);
+    *at += size;
+    MONET__TRY(monet__load_padding(model, at, err));
+    MONET__NEED(FORMAT, kind, "section kind is 0");
+    MONET__NEED(FORMAT, !hashed || monet__hash_of(model->base + offset, (size_t)size) == hash,
+                "section %U: hash does not match", kind);
+    MONET__NEED(VERSION, kind < MONET__S_COUNT || !(entry[4] & 1),
+                "section %U is needed and not known to this version", kind);
+    if (kind >= MONET__S_COUNT) return MONET_OK;
+    MONET__NEED(FORMAT, !span->data, "section %U: twice", kind);
     if (kind == MONET__S_MOMENTS) model->moments_hash = hash;
-    else if (kind != MONET__S_DATA && monet__hash_of(model->base + offset, (size_t)size) != hash)
-        return MONET__BAD("section %U: hash does not match", kind);
-    if (kind >= MONET__S_COUNT)
-        return entry[4] & 1 ? monet__fail(err, MONET_ERROR_VERSION, "section %U is needed and not "
-                                          "known to this version", kind) : MONET_OK;
-    span = &model->sections[kind];
-    if (span->data) return MONET__BAD("section %U: twice", kind);
     span->data = model->base + offset;
     span->size = size;
     span->count = monet__u64(entry + 32);
@@ -4954,17 +4936,16 @@ static monet_result monet__load_sections(monet_model *model, monet_error *err)
 {
     const uint8_t *table = model->base + MONET__HEADER;
     uint64_t       n = monet__u32(model->base + 32), at = MONET__HEADER + n * MONET__SECTION;
-    monet_result   result;
-    if (n > 64 || at > model->size)
-        return MONET__BAD("%U sections in a file of %U bytes", n, model->size);
-    if (monet__hash_of(table, (size_t)n * MONET__SECTION) != monet__u64(model->base + 40))
-        return MONET__BAD("section table: hash does not match");
-    result = monet__load_padding(model, &at, err);
-    for (uint64_t k = 0; k < n && result == MONET_OK; ++k)
-        result = monet__load_section(model, table + k * MONET__SECTION, &at, err);
-    if (result == MONET_OK && at != model->size)
-        return MONET__BAD("file is %U bytes, its sections end at %U", model->size, at);
-    return result;
+    MONET__NEED(FORMAT, n <= 64 && at <= model->size, "%U sections in a file of %U bytes", n,
+                model->size);
+    MONET__NEED(FORMAT, monet__hash_of(table, (size_t)n * MONET__SECTION) ==
+                monet__u64(model->base + 40), "section table: hash does not match");
+    MONET__TRY(monet__load_padding(model, &at, err));
+    for (uint64_t k = 0; k < n; ++k)
+        MONET__TRY(monet__load_section(model, table + k * MONET__SECTION, &at, err));
+    MONET__NEED(FORMAT, at == model->size, "file is %U bytes, its sections end at %U", model->size,
+                at);
+    return MONET_OK;
 }
 
 static monet_result monet__load_arch(monet_model *model, monet_error *err)
@@ -4975,10 +4956,9 @@ static monet_result monet__load_arch(monet_model *model, monet_error *err)
     const char        *zero;
     if (!p && s[MONET__S_TOKENIZER].data && !s[MONET__S_TENSORS].data && !s[MONET__S_DATA].data)
         return MONET_OK; /* a tokenizer alone */
-    if (!p) return MONET__BAD("no architecture section");
-    if (s[MONET__S_ARCH].size != MONET__ARCH_SIZE)
-        return MONET__BAD("architecture section is %U bytes, expected %d", s[MONET__S_ARCH].size,
-                          MONET__ARCH_SIZE);
+    MONET__NEED(FORMAT, p, "no architecture section");
+    MONET__NEED(FORMAT, s[MONET__S_ARCH].size == MONET__ARCH_SIZE, "architecture section is %U "
+                "bytes, expected %d", s[MONET__S_ARCH].size, MONET__ARCH_SIZE);
 #define MONET__READ(field, least, most) a->field = (int32_t)monet__u32(p), p += 4;
     MONET__ARCH(MONET__READ)
 #undef MONET__READ
@@ -4986,26 +4966,9 @@ static monet_result monet__load_arch(monet_model *model, monet_error *err)
     a->norm_eps = monet__float(monet__u32(p + 4));
     zero = !a->n_kv_heads ? "n_kv_heads" : !a->moe_groups ? "moe_groups"
            : a->norm_eps == 0 ? "norm_eps" : a->rope_theta == 0 ? "rope_theta" : NULL;
-    if (zero) return MONET__BAD("architecture: %s is 0", zero); /* a file has no defaults */
+    MONET__NEED(FORMAT, !zero, "architecture: %s is 0", zero); /* a file has no defaults */
     model->has_weights = true;
     return monet_arch_check(a, err);
-}
-
-/* Entry `index` does not begin with the expected name: in which way? */
-static monet_result monet__wrong_name(const monet_model *model, size_t index, const uint8_t *entry,
-                                      monet_error *err)
-{
-    const char *expected = model->tensors[index].name;
-    char        found[65];
-    memcpy(found, entry, 64);
-    found[64] = 0;
-    if (!strcmp(found, expected)) return MONET__BAD("tensor %s: bytes after its name", expected);
-    for (size_t k = 0; k < model->n_tensors; ++k)
-        if (!strcmp(model->tensors[k].name, found))
-            return MONET__BAD(k < index ? "tensor %s: duplicate, expected %s"
-                                        : "tensor %s: out of order, %s is missing", found,
-                              expected);
-    return MONET__BAD("tensor '%s': not part of this model, expected %s", found, expected);
 }
 
 /* Entry `index` of the directory against the tensor that the architecture expects there. */
@@ -5016,18 +4979,25 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
     uint64_t       dtype = monet__u32(e + 64), source = monet__u32(e + 68);
     uint64_t       n_dims = monet__u32(e + 72), rows = monet__u64(e + 80);
     uint64_t       columns = monet__u64(e + 88);
-    if (memcmp(e, t->name, 64)) return monet__wrong_name(model, index, e, err);
-    if (n_dims != (uint64_t)t->n_dims)
-        return MONET__BAD("tensor %s: %U dimensions, expected %d", t->name, n_dims, t->n_dims);
-    if (rows != (uint64_t)t->shape[0] || columns != (uint64_t)t->shape[1])
-        return MONET__BAD("tensor %s: shape is (%U,%U), expected (%D,%D)", t->name, rows, columns,
-                          t->shape[0], t->shape[1]);
-    if (dtype > MONET_BF16 || source > MONET_BF16)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "tensor %s: dtype %U from %U, this "
-                           "version knows 0..%d", t->name, dtype, source, MONET_BF16);
-    if (t->n_dims == 1 && dtype != MONET_F32)
-        return MONET__BAD("tensor %s: dtype is %s, expected f32", t->name,
-                          monet_dtype_name((monet_dtype)dtype));
+    char           name[65];
+    memcpy(name, e, 64);
+    name[64] = 0;
+    for (size_t k = 0; k < model->n_tensors && strcmp(name, t->name); ++k)
+        MONET__NEED(FORMAT, strcmp(name, model->tensors[k].name), k < index ? "tensor %s: "
+                    "duplicate, expected %s" : "tensor %s: out of order, %s is missing", name,
+                    t->name);
+    MONET__NEED(FORMAT, !strcmp(name, t->name), "tensor '%s': not part of this model, expected %s",
+                name, t->name);
+    MONET__NEED(FORMAT, !memcmp(e, t->name, 64), "tensor %s: bytes after its name", name);
+    MONET__NEED(FORMAT, n_dims == (uint64_t)t->n_dims, "tensor %s: %U dimensions, expected %d",
+                name, n_dims, t->n_dims);
+    MONET__NEED(FORMAT, rows == (uint64_t)t->shape[0] && columns == (uint64_t)t->shape[1],
+                "tensor %s: shape is (%U,%U), expected (%D,%D)", name, rows, columns, t->shape[0],
+                t->shape[1]);
+    MONET__NEED(UNSUPPORTED, dtype <= MONET_BF16 && source <= MONET_BF16, "tensor %s: dtype %U "
+                "from %U, this version knows 0..%d", name, dtype, source, MONET_BF16);
+    MONET__NEED(FORMAT, t->n_dims > 1 || dtype == MONET_F32, "tensor %s: dtype is %s, expected f32",
+                name, monet_dtype_name((monet_dtype)dtype));
     t->dtype = (monet_dtype)dtype;
     t->source_dtype = (monet_dtype)source;
     t->hash = monet__u64(e + 112);
@@ -5038,38 +5008,17 @@ static monet_result monet__load_tensors(monet_model *model, monet_error *err)
 {
     const monet__span *data = &model->sections[MONET__S_DATA];
     const uint8_t     *e = model->sections[MONET__S_TENSORS].data;
+    monet_tensor      *t = model->tensors, *end = t + model->n_tensors;
     uint64_t           total = 0;
-    monet_result       result = MONET_OK;
-    for (size_t k = 0; k < model->n_tensors && result == MONET_OK; ++k)
-        result = monet__load_entry(model, k, err);
-    if (result != MONET_OK) return result;
-    if (!monet__place_tensors(model->tensors, model->n_tensors, &total) || total != data->size)
-        return MONET__BAD("data section is %U bytes, its tensors take %U", data->size, total);
-    for (size_t k = 0; k < model->n_tensors; ++k, e += MONET__ENTRY) {
-        monet_tensor *t = &model->tensors[k];
-        if (monet__u64(e + 96) != t->offset || monet__u64(e + 104) != t->size)
-            return MONET__BAD("tensor %s: bytes %U + %U, expected %U + %U", t->name,
-                              monet__u64(e + 96), monet__u64(e + 104), t->offset, t->size);
-        t->data = data->data + t->offset;
+    for (size_t k = 0; k < model->n_tensors; ++k) MONET__TRY(monet__load_entry(model, k, err));
+    MONET__NEED(FORMAT, monet__place_tensors(t, model->n_tensors, &total) && total == data->size,
+                "data section is %U bytes, its tensors take %U", data->size, total);
+    for (; t < end; ++t, e += MONET__ENTRY) {
+        uint64_t offset = monet__u64(e + 96), size = monet__u64(e + 104);
+        MONET__NEED(FORMAT, offset == t->offset && size == t->size, "tensor %s: bytes %U + %U, "
+                    "expected %U + %U", t->name, offset, size, t->offset, t->size);
+        t->data = data->data + offset;
     }
-    return MONET_OK;
-}
-
-/* BatchNorm statistics must be numbers, variances not negative: the router divides by them. */
-static monet_result monet__load_statistics(const monet_model *model, monet_error *err)
-{
-    for (int l = 0; l < model->arch.n_layers; l += model->arch.moe_groups)
-        for (int id = MONET__T_MEAN1; id <= MONET__T_VAR2; ++id) {
-            const monet_tensor *t = model->layers[l].w[id];
-            bool                var = id == MONET__T_VAR1 || id == MONET__T_VAR2;
-            for (size_t h = 0; h < (size_t)t->shape[0]; ++h) {
-                monet_real x = monet__get(t->data, MONET_F32, h);
-                if (!(x - x == 0) || (var && x < 0))
-                    return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: entry %U is %s",
-                                       t->name, (uint64_t)h,
-                                       x - x == 0 ? "negative" : "not finite");
-            }
-        }
     return MONET_OK;
 }
 
@@ -5093,33 +5042,50 @@ static void monet__link_tensors(monet_model *model)
     }
 }
 
+/* BatchNorm statistics must be numbers, variances not negative: the router divides by them. */
+static monet_result monet__load_statistics(const monet_model *model, monet_error *err)
+{
+    for (int l = 0; l < model->arch.n_layers; l += model->arch.moe_groups)
+        for (int id = MONET__T_MEAN1; id <= MONET__T_VAR2; ++id) {
+            const monet_tensor *t = model->layers[l].w[id];
+            bool                var = id == MONET__T_VAR1 || id == MONET__T_VAR2;
+            for (size_t h = 0; h < (size_t)t->shape[0]; ++h) {
+                monet_real x = monet__get(t->data, MONET_F32, h);
+                MONET__NEED(NUMERIC, x - x == 0 && (!var || x >= 0), "tensor %s: entry %U is %s",
+                            t->name, (uint64_t)h, x - x == 0 ? "negative" : "not finite");
+            }
+        }
+    return MONET_OK;
+}
+
 static monet_result monet__load_metadata(monet_model *model, monet_error *err)
 {
     const monet__span *span = &model->sections[MONET__S_METADATA];
     uint64_t           at = 0, key, value, left;
-    for (size_t k = 0; k < model->n_metadata; ++k, at += key + value + 2) {
+    for (size_t k = 0; k < model->n_metadata; ++k, at += key + value + 10) {
         const uint8_t *p = span->data + at;
-        if (span->size - at < 8)
-            return MONET__BAD("metadata: record %U of %U is cut off", (uint64_t)k, span->count);
+        left = span->size - at;
+        MONET__NEED(FORMAT, left >= 8, "metadata: record %U of %U is cut off", (uint64_t)k,
+                    span->count);
         key = monet__u32(p), value = monet__u32(p + 4);
-        p += 8, at += 8, left = span->size - at;
-        if (key + value + 2 > left || p[key] || p[key + 1 + value] || memchr(p, 0, (size_t)key) ||
-            memchr(p + key + 1, 0, (size_t)value))
-            return MONET__BAD("metadata: record %U: sizes %U and %U, %U bytes left", (uint64_t)k,
-                              key, value, left);
+        p += 8, left -= 8;
+        MONET__NEED(FORMAT, key + value + 2 <= left && !p[key] && !p[key + 1 + value] &&
+                    !memchr(p, 0, (size_t)key) && !memchr(p + key + 1, 0, (size_t)value),
+                    "metadata: record %U: sizes %U and %U, %U bytes left", (uint64_t)k, key, value,
+                    left);
         model->metadata[2 * k] = (const char *)p;
         model->metadata[2 * k + 1] = (const char *)p + key + 1;
     }
-    if (at == span->size) return MONET_OK;
-    return MONET__BAD("metadata: %U bytes, its records take %U", span->size, at);
+    MONET__NEED(FORMAT, at == span->size, "metadata: %U bytes, its records take %U", span->size,
+                at);
+    return MONET_OK;
 }
 
 /* The object's memory, measured (model->n_tensors ... are known) or laid out. */
 static uint64_t monet__model_layout(monet_model *model, char *base)
 {
     uint64_t     n_layers = model->has_weights ? (uint64_t)model->arch.n_layers : 0;
-    monet__arena arena;
-    arena.base = base, arena.used = sizeof *model, arena.overflow = false;
+    monet__arena arena = {base, sizeof *model, false};
     model->tensors = (monet_tensor *)monet__take(&arena, model->n_tensors, sizeof(monet_tensor));
     model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
     model->metadata = (const char **)monet__take(&arena, (uint64_t)model->n_metadata * 2,
@@ -5131,23 +5097,19 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
 /* Counts against bytes, before anything is allocated for them. */
 static monet_result monet__load_counts(monet_model *model, monet_error *err)
 {
-    const monet__span *tensors = &model->sections[MONET__S_TENSORS];
-    const monet__span *metadata = &model->sections[MONET__S_METADATA];
-    const monet__span *tokenizer = &model->sections[MONET__S_TOKENIZER];
-    bool               state = model->sections[MONET__S_STATE].data != NULL;
+    const monet__span *s = model->sections, *tensors = &s[MONET__S_TENSORS];
+    const monet__span *metadata = &s[MONET__S_METADATA], *tokenizer = &s[MONET__S_TOKENIZER];
     uint64_t           n = model->has_weights ? monet__count_tensors(&model->arch) : 0;
-    if (state != (model->sections[MONET__S_MOMENTS].data != NULL))
-        return MONET__BAD("training state without section %d",
-                          state ? MONET__S_MOMENTS : MONET__S_STATE);
-    if (tensors->count != n)
-        return MONET__BAD("%U tensors, this architecture has %U", tensors->count, n);
-    if (tensors->size != n * MONET__ENTRY)
-        return MONET__BAD("tensor section is %U bytes, expected %U", tensors->size,
-                          n * MONET__ENTRY);
-    if (model->has_weights && !model->sections[MONET__S_DATA].data)
-        return MONET__BAD("no data section");
-    if (metadata->count > metadata->size / 10)
-        return MONET__BAD("metadata: %U records in %U bytes", metadata->count, metadata->size);
+    MONET__NEED(FORMAT, !s[MONET__S_STATE].data == !s[MONET__S_MOMENTS].data,
+                "training state without section %d",
+                s[MONET__S_STATE].data ? MONET__S_MOMENTS : MONET__S_STATE);
+    MONET__NEED(FORMAT, tensors->count == n, "%U tensors, this architecture has %U", tensors->count,
+                n);
+    MONET__NEED(FORMAT, tensors->size == n * MONET__ENTRY, "tensor section is %U bytes, expected "
+                "%U", tensors->size, n * MONET__ENTRY);
+    MONET__NEED(FORMAT, !model->has_weights || s[MONET__S_DATA].data, "no data section");
+    MONET__NEED(FORMAT, metadata->count <= metadata->size / 10, "metadata: %U records in %U bytes",
+                metadata->count, metadata->size);
     model->n_tensors = (size_t)n;
     model->n_metadata = (size_t)metadata->count;
     model->has_tokenizer = tokenizer->data != NULL;
@@ -5156,23 +5118,21 @@ static monet_result monet__load_counts(monet_model *model, monet_error *err)
 }
 
 /* Everything after the arena: tables are filled and checked. */
-static monet_result monet__load_tables(monet_model *model, monet_error *err)
+static monet_result monet__load_tables(monet_model *model, bool verify, monet_error *err)
 {
-    size_t       n = 0;
-    monet_result result = MONET_OK;
+    int32_t vocab_size = model->has_weights ? model->arch.vocab_size : INT32_MAX;
+    size_t  n = 0;
+    model->tokenizer.host = model->host;
     if (model->has_weights) {
         (void)monet_arch_tensors(&model->arch, MONET_F32, model->tensors, model->n_tensors, &n);
-        result = monet__load_tensors(model, err);
-        if (result != MONET_OK) return result;
+        MONET__TRY(monet__load_tensors(model, err));
         memset(model->layers, 0, (size_t)model->arch.n_layers * sizeof *model->layers);
         monet__link_tensors(model);
-        result = monet__load_statistics(model, err);
+        MONET__TRY(monet__load_statistics(model, err));
     }
-    if (result == MONET_OK) result = monet__load_metadata(model, err);
-    if (result == MONET_OK && model->has_tokenizer)
-        result = monet__tok_build(&model->tokenizer, model->has_weights ? model->arch.vocab_size
-                                                                        : INT32_MAX, err);
-    return result;
+    MONET__TRY(monet__load_metadata(model, err));
+    if (model->has_tokenizer) MONET__TRY(monet__tok_build(&model->tokenizer, vocab_size, err));
+    return verify && model->has_weights ? monet_model_verify(model, err) : MONET_OK;
 }
 
 /* `draft` holds host, base, size and how the bytes were got; it is on the caller's stack. */
@@ -5181,28 +5141,25 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
 {
     monet_model *model;
     uint64_t     size, need = 0;
-    monet_result result = monet__load_magic(draft->base, draft->size, err);
-    if (result == MONET_OK) result = monet__load_sections(draft, err);
-    if (result == MONET_OK) result = monet__load_arch(draft, err);
-    if (result == MONET_OK) result = monet__load_counts(draft, err);
-    if (result != MONET_OK) return result;
-    size = monet__model_layout(draft, NULL);
-    if (!monet__add(&need, size + 64, draft->size + (draft->block && !draft->mapped ? 64 : 0)) ||
-        (config->max_bytes && need > config->max_bytes))
-        return monet__fail(err, MONET_ERROR_MEMORY, "model needs %U bytes, max_bytes is %U", need,
-                           config->max_bytes);
-    draft->arena_size = size + 64;
-    draft->arena = monet__alloc(&draft->host, size + 64);
-    if (!draft->arena) return monet__no_memory(err, "model", size + 64);
+    monet_result result;
+    MONET__TRY(monet__load_magic(draft->base, draft->size, err));
+    MONET__TRY(monet__load_sections(draft, err));
+    MONET__TRY(monet__load_arch(draft, err));
+    MONET__TRY(monet__load_counts(draft, err));
+    size = monet__model_layout(draft, NULL) + 64;
+    MONET__NEED(MEMORY, monet__add(&need, size, draft->size +
+                                   (draft->block && !draft->mapped ? 64 : 0)) &&
+                (!config->max_bytes || need <= config->max_bytes),
+                "model needs %U bytes, max_bytes is %U", need, config->max_bytes);
+    draft->arena_size = size;
+    draft->arena = monet__alloc(&draft->host, size);
+    if (!draft->arena) return monet__no_memory(err, "model", size);
     model = (monet_model *)(void *)monet__align(draft->arena);
     *model = *draft;
     (void)monet__model_layout(model, (char *)model);
-    model->tokenizer.host = model->host;
-    result = monet__load_tables(model, err);
-    if (result == MONET_OK && config->verify && model->has_weights)
-        result = monet_model_verify(model, err);
+    result = monet__load_tables(model, config->verify, err);
     if (result == MONET_OK) *out = model;
-    else monet__free(&draft->host, draft->arena, size + 64);
+    else monet__free(&draft->host, draft->arena, size);
     return result;
 }
 
@@ -5211,17 +5168,14 @@ static monet_result monet__load_begin(monet_model *draft, monet_model_config *fu
                                       const monet_model_config *config, const void *source,
                                       monet_model **out, monet_error *err)
 {
-    monet_result result;
     if (out) *out = NULL;
     memset(draft, 0, sizeof *draft);
-    memset(full, 0, sizeof *full);
-    if (!out || !source) return MONET__MISUSE("load: path, data or out is NULL");
-    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float))
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "this build (big-endian, or MONET_REAL "
-                           "not float) loads no files");
-    result = monet__config(full, sizeof *full, config, err);
+    MONET__NEED(ARGUMENT, out && source, "load: path, data or out is NULL");
+    MONET__NEED(UNSUPPORTED, !MONET__BIG_ENDIAN && sizeof(monet_real) == sizeof(float),
+                "this build (big-endian, or MONET_REAL not float) loads no files");
+    MONET__TRY(monet__config(full, sizeof *full, config, err));
     draft->host = full->host;
-    return result;
+    return MONET_OK;
 }
 
 MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
@@ -5230,11 +5184,10 @@ MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
 {
     monet_model        draft;
     monet_model_config full;
-    monet_result       result = monet__load_begin(&draft, &full, config, data, out, err);
-    if (result != MONET_OK) return result;
-    if ((uintptr_t)data % 64)
-        return MONET__MISUSE("data is not aligned to 64 bytes: address is %U more than a multiple",
-                             (uint64_t)((uintptr_t)data % 64));
+    uint64_t           off = (uintptr_t)data % 64;
+    MONET__TRY(monet__load_begin(&draft, &full, config, data, out, err));
+    MONET__NEED(ARGUMENT, !off, "data is not aligned to 64 bytes: address is %U more than a "
+                "multiple", off);
     draft.base = (const uint8_t *)data;
     draft.size = size;
     return monet__load(&draft, &full, out, err);
@@ -5242,10 +5195,10 @@ MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
 
 static void monet__release_file(monet_model *model)
 {
-#ifndef MONET_NO_STDIO
-    if (model->mapped) monet__file_unmap(model->block, model->block_size);
-#endif
     if (!model->mapped) monet__free(&model->host, model->block, model->block_size);
+#ifndef MONET_NO_STDIO
+    else monet__file_unmap(model->block, model->block_size);
+#endif
 }
 
 #ifndef MONET_NO_STDIO
@@ -5253,18 +5206,18 @@ static void monet__release_file(monet_model *model)
 static monet_result monet__load_bytes(monet_model *draft, const monet_model_config *config,
                                       monet__file file, const char *path, monet_error *err)
 {
-    if (draft->size < MONET__HEADER || draft->size > SIZE_MAX / 2)
-        return MONET__BAD("file is %U bytes: not a .monet file, or cut short", draft->size);
-    if (config->max_bytes && draft->size > config->max_bytes)
-        return monet__fail(err, MONET_ERROR_MEMORY, "file is %U bytes, max_bytes is %U",
-                           draft->size, config->max_bytes);
-    if (!config->copy) draft->block = monet__file_map(file, draft->size);
+    uint64_t size = draft->size;
+    MONET__NEED(FORMAT, size >= MONET__HEADER && size <= SIZE_MAX / 2,
+                "file is %U bytes: not a .monet file, or cut short", size);
+    MONET__NEED(MEMORY, !config->max_bytes || size <= config->max_bytes,
+                "file is %U bytes, max_bytes is %U", size, config->max_bytes);
+    if (!config->copy) draft->block = monet__file_map(file, size);
     draft->mapped = draft->block != NULL;
-    draft->block_size = draft->mapped ? draft->size : draft->size + 64;
-    if (!draft->mapped) draft->block = monet__alloc(&draft->host, draft->block_size);
-    if (!draft->block) return monet__no_memory(err, "model file", draft->block_size);
+    draft->block_size = draft->mapped ? size : size + 64;
+    if (!draft->mapped) draft->block = monet__alloc(&draft->host, size + 64);
+    if (!draft->block) return monet__no_memory(err, "model file", size + 64);
     draft->base = (const uint8_t *)monet__align(draft->block); /* a page is aligned anyway */
-    if (draft->mapped || monet__file_move(file, monet__align(draft->block), NULL, draft->size))
+    if (draft->mapped || monet__file_move(file, monet__align(draft->block), NULL, size))
         return MONET_OK;
     return monet__io_fail(err, "read", path);
 }
@@ -5284,9 +5237,9 @@ MONET_API monet_result monet_model_load(const char *path, const monet_model_conf
     monet_model        draft;
     monet_model_config full;
     monet__file        file;
-    monet_result       result = monet__load_begin(&draft, &full, config, path, out, err);
-    if (result == MONET_OK) result = monet__file_open(path, &file, &draft.size, err);
-    if (result != MONET_OK) return result;
+    monet_result       result;
+    MONET__TRY(monet__load_begin(&draft, &full, config, path, out, err));
+    MONET__TRY(monet__file_open(path, &file, &draft.size, err));
     result = monet__load_bytes(&draft, &full, file, path, err);
     (void)monet__file_close(file, false);
     if (result == MONET_OK) result = monet__load(&draft, &full, out, err);
@@ -5301,20 +5254,19 @@ MONET_API monet_result monet_model_load(const char *path, const monet_model_conf
 MONET_API monet_result monet_model_verify(const monet_model *model, monet_error *err)
 {
     const monet__span *moments;
-    if (!model) return MONET__MISUSE("model is NULL");
+    MONET__NEED(ARGUMENT, model, "model is NULL");
     for (size_t k = 0; k < model->n_tensors; ++k) {
         const monet_tensor *t = &model->tensors[k];
         const uint8_t      *p = (const uint8_t *)t->data + t->size;
-        if (monet__hash_of(t->data, (size_t)t->size) != t->hash)
-            return MONET__BAD("tensor %s: hash does not match, its bytes are damaged", t->name);
+        MONET__NEED(FORMAT, monet__hash_of(t->data, (size_t)t->size) == t->hash,
+                    "tensor %s: hash does not match, its bytes are damaged", t->name);
         for (uint64_t pad = t->offset + t->size; pad % 64; ++pad, ++p)
-            if (*p) return MONET__BAD("tensor %s: padding is not zero", t->name);
+            MONET__NEED(FORMAT, !*p, "tensor %s: padding is not zero", t->name);
     }
     moments = &model->sections[MONET__S_MOMENTS];
-    if (moments->data && monet__hash_of(moments->data, (size_t)moments->size) !=
-                             model->moments_hash)
-        return MONET__BAD("section %d, the moments of training: hash does not match",
-                          MONET__S_MOMENTS);
+    MONET__NEED(FORMAT, !moments->data ||
+                monet__hash_of(moments->data, (size_t)moments->size) == model->moments_hash,
+                "section %d, the moments of training: hash does not match", MONET__S_MOMENTS);
     return MONET_OK;
 }
 
@@ -5469,8 +5421,8 @@ static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t
 typedef struct monet__plan {
     monet_tensor *tensors;
     size_t        n_tensors;
+    uint64_t      begin[MONET__S_COUNT], end[MONET__S_COUNT]; /* of sections; 0 = not there */
     uint64_t      header_size; /* all sections but the data and the moments */
-    uint64_t      entries;     /* where the tensor section begins */
     uint64_t      file_size;
 } monet__plan;
 
@@ -5486,44 +5438,35 @@ static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw
 static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_writer_config *c,
                                const monet__span *raw, uint64_t data_size)
 {
-    static const int order[] = {MONET__S_ARCH,  MONET__S_TENSORS, MONET__S_TOKENIZER,
-                                MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA,
-                                MONET__S_MOMENTS};
-    const int        n_order = (int)(sizeof order / sizeof *order);
-    monet__sink      table;
-    uint64_t         n = 0, tail = 0;
-    for (int k = 0; k < n_order; ++k) n += monet__plan_has(c, raw, order[k]);
-    table.p = s->p, table.n = MONET__HEADER;
+    static const int order[] = {MONET__S_ARCH, MONET__S_TENSORS, MONET__S_TOKENIZER,
+                                MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA, MONET__S_MOMENTS};
+    const int   *kind, *end = order + sizeof order / sizeof *order;
+    monet__sink  table = {s->p, MONET__HEADER};
+    uint64_t     n = 0, tail = 0, count;
+    for (kind = order; kind < end; ++kind) n += monet__plan_has(c, raw, *kind);
     s->n = MONET__HEADER + n * MONET__SECTION;
-    for (int k = 0; k < n_order; ++k) {
-        int      kind = order[k];
-        uint64_t begin, count = 1;
-        if (!monet__plan_has(c, raw, kind)) continue;
+    for (kind = order; kind < end; ++kind) {
+        if (!monet__plan_has(c, raw, *kind)) continue;
         monet__emit_align(s);
-        begin = s->n + tail;
-        if (kind == MONET__S_ARCH) {
-            monet__emit_arch(s, c->arch);
-        } else if (kind == MONET__S_TENSORS) {
-            count = w->n_tensors;
-            w->entries = s->n;
-            s->n += count * MONET__ENTRY;
-        } else if (kind == MONET__S_DATA) {
-            count = w->n_tensors;
-            tail += data_size;
-        } else if (kind == MONET__S_MOMENTS) {
-            tail += raw[kind].size;
-        } else {
-            monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
-            if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
-            if (kind == MONET__S_METADATA) {
-                count = raw[kind].count + c->n_metadata;
-                monet__emit_metadata(s, c->metadata, c->n_metadata);
-            }
+        w->begin[*kind] = s->n + tail;
+        count = 1;
+        switch (*kind) {
+        case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
+        case MONET__S_TENSORS: count = w->n_tensors, s->n += count * MONET__ENTRY; break;
+        case MONET__S_DATA: count = w->n_tensors, tail += data_size; break;
+        case MONET__S_MOMENTS: tail += raw[MONET__S_MOMENTS].size; break;
+        default: monet__emit_bytes(s, raw[*kind].data, (size_t)raw[*kind].size); break;
         }
-        monet__emit(&table, (uint64_t)kind, 4);
-        monet__emit(&table, kind <= MONET__S_DATA, 4); /* readers may skip what training adds */
-        monet__emit(&table, begin, 8);
-        monet__emit(&table, s->n + tail - begin, 8);
+        if (*kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
+        if (*kind == MONET__S_METADATA) {
+            count = raw[*kind].count + c->n_metadata;
+            monet__emit_metadata(s, c->metadata, c->n_metadata);
+        }
+        w->end[*kind] = s->n + tail;
+        monet__emit(&table, (uint64_t)*kind, 4);
+        monet__emit(&table, *kind <= MONET__S_DATA, 4); /* readers may skip what training adds */
+        monet__emit(&table, w->begin[*kind], 8);
+        monet__emit(&table, w->end[*kind] - w->begin[*kind], 8);
         monet__emit(&table, 0, 8);
         monet__emit(&table, count, 8);
     }
@@ -5542,21 +5485,21 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
 /* The entries of the tensors and all hashes, which are known last. */
 static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_t moments_hash)
 {
-    uint64_t    table_size = (uint64_t)monet__u32(header + 32) * MONET__SECTION;
-    monet__sink s;
-    s.p = header, s.n = plan->entries;
+    uint64_t    n = monet__u32(header + 32);
+    monet__sink s = {header, plan->begin[MONET__S_TENSORS]};
     for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
-    for (uint64_t at = MONET__HEADER; at < MONET__HEADER + table_size; at += MONET__SECTION) {
-        const uint8_t *entry = header + at;
-        uint64_t       hash = 0;
-        if (monet__u32(entry) == MONET__S_MOMENTS) hash = moments_hash;
-        else if (monet__u32(entry) != MONET__S_DATA)
-            hash = monet__hash_of(header + monet__u64(entry + 8), (size_t)monet__u64(entry + 16));
+    for (uint64_t k = 0; k < n; ++k) {
+        uint64_t kind, at = MONET__HEADER + k * MONET__SECTION, hash = 0;
+        kind = monet__u32(header + at);
+        if (kind == MONET__S_MOMENTS) hash = moments_hash;
+        else if (kind != MONET__S_DATA)
+            hash = monet__hash_of(header + plan->begin[kind],
+                                  (size_t)(plan->end[kind] - plan->begin[kind]));
         s.n = at + 24;
         monet__emit(&s, hash, 8);
     }
     s.n = 40;
-    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)table_size), 8);
+    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
     s.n = 56;
     monet__emit(&s, monet__hash_of(header, 56), 8);
 }
@@ -5566,18 +5509,20 @@ static monet_result monet__content_check(const monet_writer_config *c, monet_err
 {
     const monet_tokenizer_data *t = c->tokenizer;
     for (size_t k = 0; k < c->n_metadata; ++k)
-        if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
-            strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
-            return MONET__MISUSE("metadata %U: NULL or too long", (uint64_t)k);
+        MONET__NEED(ARGUMENT, c->metadata && c->metadata[k].key && c->metadata[k].value &&
+                    strlen(c->metadata[k].key) <= INT32_MAX &&
+                    strlen(c->metadata[k].value) <= INT32_MAX, "metadata %U: NULL or too long",
+                    (uint64_t)k);
     if (!t) return MONET_OK;
-    if (t->n_pieces < 0 || t->n_merges < 0 || t->n_eos < 0 || (t->n_pieces && !t->pieces) ||
-        (t->n_merges && !t->merges) || (t->n_eos && !t->eos_ids))
-        return MONET__MISUSE("tokenizer: a count below 0, or no array");
-    for (int32_t k = 0; k < t->n_pieces; ++k)
-        if (!t->pieces[k].bytes || t->pieces[k].size < 1 || t->pieces[k].size > 65535 ||
-            t->pieces[k].type < 1 || t->pieces[k].type > MONET_PIECE_BYTE)
-            return MONET__MISUSE("tokenizer: piece %d has %d bytes and type %d", k,
-                                 t->pieces[k].size, t->pieces[k].type);
+    MONET__NEED(ARGUMENT, t->n_pieces >= 0 && t->n_merges >= 0 && t->n_eos >= 0 &&
+                (t->pieces || !t->n_pieces) && (t->merges || !t->n_merges) &&
+                (t->eos_ids || !t->n_eos), "tokenizer: a count below 0, or no array");
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
+        const monet_piece *p = &t->pieces[k];
+        MONET__NEED(ARGUMENT, p->bytes && p->size >= 1 && p->size <= 65535 && p->type >= 1 &&
+                    p->type <= MONET_PIECE_BYTE, "tokenizer: piece %d has %d bytes and type %d", k,
+                    p->size, p->type);
+    }
     return MONET_OK;
 }
 
@@ -5616,64 +5561,52 @@ static void monet__init_tensor(const monet_tensor *t, void *data, int id, uint64
                        monet__normal(seed, number, (uint64_t)r * (uint64_t)columns + (uint64_t)c));
 }
 
-/* Fills in and loads a file in memory. `from` gives the weights; NULL = random ones. */
-static monet_result monet__model_fill(monet__plan *plan, const monet_writer_config *c,
-                                      const monet__span *raw, const monet_model_config *config,
-                                      const monet_model *from, uint64_t seed, monet_model *draft,
-                                      monet_model **out, monet_error *err)
-{
-    monet_tensor *t = plan->tensors;
-    monet__sink   sink;
-    fenv_t        own;
-    sink.p = (uint8_t *)monet__align(draft->block);
-    memset(sink.p, 0, (size_t)draft->size);
-    monet__mode_begin(&own);
-    for (int layer = -1, id = -1; monet__next_tensor(c->arch, &layer, &id); ++t) {
-        char  *data = (char *)sink.p + plan->header_size + t->offset;
-        size_t k = (size_t)(t - plan->tensors);
-        if (from) monet__widen_tensor(t, data, &from->tensors[k]);
-        else monet__init_tensor(t, data, id, seed, k);
-        t->hash = monet__hash_of(data, (size_t)t->size);
-    }
-    monet__mode_end(&own);
-    monet__emit_header(plan, &sink, c, raw, plan->file_size - plan->header_size);
-    monet__seal_header(plan, sink.p, 0);
-    draft->base = sink.p;
-    return monet__load(draft, config, out, err);
-}
-
-/* A model in memory, all weights native: copied, or random if from is NULL. c->arch is complete. */
+/* A model in memory, all weights native: copied from `from`, or random if it is NULL. A file is
+   filled in and loaded. c->arch is complete.                                                     */
 static monet_result monet__model_new(const monet_writer_config *c, const monet__span *raw,
                                      const monet_model_config *config, const monet_model *from,
                                      uint64_t seed, monet_model **out, monet_error *err)
 {
-    monet__plan  plan;
-    monet__sink  sink;
-    monet_model  draft;
-    uint64_t     total = 0, table;
-    monet_result result = MONET_OK;
-    size_t       n = 0;
-    memset(&plan, 0, sizeof plan);
+    size_t        n = monet__count_tensors(c->arch);
+    uint64_t      total = 0, table = (uint64_t)n * sizeof(monet_tensor);
+    monet_tensor *t = (monet_tensor *)monet__alloc(&config->host, table);
+    monet__plan   plan;
+    monet__sink   sink = {NULL, 0};
+    monet_model   draft;
+    monet_result  result;
+    fenv_t        own;
+    if (!t) return monet__no_memory(err, "model", table);
     memset(&draft, 0, sizeof draft);
     draft.host = config->host;
-    plan.n_tensors = monet__count_tensors(c->arch);
-    table = (uint64_t)plan.n_tensors * sizeof *plan.tensors;
-    plan.tensors = (monet_tensor *)monet__alloc(&draft.host, table);
-    if (!plan.tensors) return monet__no_memory(err, "model", table);
-    if (monet_arch_tensors(c->arch, MONET_F32, plan.tensors, plan.n_tensors, &n) != MONET_OK ||
-        !monet__place_tensors(plan.tensors, n, &total) || total > SIZE_MAX / 4) {
-        result = monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
-    } else {
-        sink.p = NULL;
-        monet__emit_header(&plan, &sink, c, raw, total);
-        draft.size = plan.file_size;
-        draft.block_size = plan.file_size + 64;
-        draft.block = monet__alloc(&draft.host, draft.block_size);
-        result = draft.block ? monet__model_fill(&plan, c, raw, config, from, seed, &draft, out, err)
-                             : monet__no_memory(err, "model", draft.block_size);
-        if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
+    plan.tensors = t, plan.n_tensors = n;
+    if (monet_arch_tensors(c->arch, MONET_F32, t, n, &n) != MONET_OK ||
+        !monet__place_tensors(t, n, &total) || total > SIZE_MAX / 4) {
+        monet__free(&draft.host, t, table);
+        return monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
     }
-    monet__free(&draft.host, plan.tensors, table);
+    monet__emit_header(&plan, &sink, c, raw, total);
+    draft.size = plan.file_size;
+    draft.block_size = plan.file_size + 64;
+    draft.block = monet__alloc(&draft.host, draft.block_size);
+    result = draft.block ? MONET_OK : monet__no_memory(err, "model", draft.block_size);
+    if (draft.block) {
+        sink.p = (uint8_t *)monet__align(draft.block);
+        draft.base = sink.p;
+        memset(sink.p, 0, (size_t)draft.size);
+        monet__mode_begin(&own);
+        for (int layer = -1, id = -1, k = 0; monet__next_tensor(c->arch, &layer, &id); ++k) {
+            uint8_t *data = sink.p + plan.header_size + t[k].offset;
+            if (from) monet__widen_tensor(&t[k], data, &from->tensors[k]);
+            else monet__init_tensor(&t[k], data, id, seed, (uint64_t)k);
+            t[k].hash = monet__hash_of(data, (size_t)t[k].size);
+        }
+        monet__mode_end(&own);
+        monet__emit_header(&plan, &sink, c, raw, total);
+        monet__seal_header(&plan, sink.p, 0);
+        result = monet__load(&draft, config, out, err);
+    }
+    if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
+    monet__free(&draft.host, t, table);
     return result;
 }
 
@@ -5685,21 +5618,18 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
     monet_model_config  full;
     monet_arch          arch;
     monet__span         raw[MONET__S_COUNT];
-    monet_result        result;
     if (out) *out = NULL;
-    memset(&c, 0, sizeof c);
     memset(raw, 0, sizeof raw);
-    if (!content || !out) return MONET__MISUSE("create: content or out is NULL");
-    result = monet__config(&c, sizeof c, content, err);
-    if (result == MONET_OK) result = monet__config(&full, sizeof full, config, err);
-    if (result != MONET_OK) return result;
-    if (!c.arch || c.tensors)
-        return MONET__MISUSE("create: content->%s NULL", c.tensors ? "tensors is not" : "arch is");
+    MONET__NEED(ARGUMENT, content && out, "create: content or out is NULL");
+    MONET__TRY(monet__config(&c, sizeof c, content, err));
+    MONET__TRY(monet__config(&full, sizeof full, config, err));
+    MONET__NEED(ARGUMENT, c.arch && !c.tensors, "create: content->%s NULL",
+                c.tensors ? "tensors is not" : "arch is");
     arch = *c.arch;
     c.arch = &arch;
-    result = monet_arch_check(&arch, err);
-    if (result == MONET_OK) result = monet__content_check(&c, err);
-    return result == MONET_OK ? monet__model_new(&c, raw, &full, NULL, seed, out, err) : result;
+    MONET__TRY(monet_arch_check(&arch, err));
+    MONET__TRY(monet__content_check(&c, err));
+    return monet__model_new(&c, raw, &full, NULL, seed, out, err);
 }
 
 /* ---- save ----------------------------------------------------------------------------- >>save
@@ -5724,52 +5654,21 @@ struct monet_writer {
     bool          failed, finished;
 };
 
-/* Would this tokenizer load? Writes its section to memory, opens and indexes it. */
-static monet_result monet__writer_tokenizer(const monet_host *host,
-                                            const monet_tokenizer_data *data, monet_error *err)
+/* Would the tokenizer in this header load? Opens and indexes it. */
+static monet_result monet__writer_tokenizer(const monet_writer *w, monet_error *err)
 {
+    uint64_t        at = w->plan.begin[MONET__S_TOKENIZER], size;
     monet_tokenizer t;
-    monet__sink     sink;
     monet_result    result;
-    void           *index = NULL;
-    uint64_t        size;
-    sink.p = NULL, sink.n = 0;
-    monet__emit_tokenizer(&sink, data);
-    size = sink.n;
-    sink.p = (uint8_t *)monet__alloc(host, size), sink.n = 0;
-    if (!sink.p) return monet__no_memory(err, "tokenizer", size);
-    monet__emit_tokenizer(&sink, data);
-    result = monet__tok_open(&t, sink.p, size, err);
-    if (result == MONET_OK) {
-        index = monet__alloc(host, t.index_size + 64);
-        if (index) t.pairs = (monet__tok_pair *)(void *)monet__align(index);
-        result = index ? monet__tok_build(&t, INT32_MAX, err)
-                       : monet__no_memory(err, "tokenizer", t.index_size + 64);
-        monet__free(host, index, t.index_size + 64);
-    }
-    monet__free(host, sink.p, size);
+    void           *index;
+    MONET__TRY(monet__tok_open(&t, w->header + at, w->plan.end[MONET__S_TOKENIZER] - at, err));
+    size = t.index_size + 64;
+    index = monet__alloc(&w->host, size);
+    if (!index) return monet__no_memory(err, "tokenizer", size);
+    t.pairs = (monet__tok_pair *)(void *)monet__align(index);
+    result = monet__tok_build(&t, INT32_MAX, err);
+    monet__free(&w->host, index, size);
     return result;
-}
-
-static monet_result monet__writer_check(const monet_writer_config *c, monet_error *err)
-{
-    monet_arch   arch;
-    monet_result result = monet__content_check(c, err);
-    if (result != MONET_OK) return result;
-    if (!c->arch)
-        return c->tokenizer ? MONET_OK : MONET__MISUSE("neither an architecture nor a tokenizer");
-    arch = *c->arch;
-    result = monet_arch_check(&arch, err);
-    if (result != MONET_OK) return result;
-    if (memcmp(&arch, c->arch, sizeof arch))
-        return MONET__MISUSE("arch has defaults left: monet_arch_check");
-    if (!c->tensors || c->n_tensors != monet__count_tensors(&arch))
-        return MONET__MISUSE("%U tensors given, the model has %U", (uint64_t)c->n_tensors,
-                             (uint64_t)monet__count_tensors(&arch));
-    if (c->tokenizer && c->tokenizer->n_pieces > arch.vocab_size)
-        return MONET__MISUSE("tokenizer has %d pieces, vocab_size is %d", c->tokenizer->n_pieces,
-                             arch.vocab_size);
-    return MONET_OK;
 }
 
 /* Our own description of the tensors, with the caller's dtypes: all else must be equal. */
@@ -5783,20 +5682,22 @@ static monet_result monet__writer_tensors(monet__plan *plan, const monet_writer_
     for (size_t k = 0; k < n; ++k) {
         const monet_tensor *given = &c->tensors[k];
         monet_tensor       *t = &plan->tensors[k];
-        if (memcmp(t->name, given->name, sizeof t->name) || t->layout != given->layout ||
-            t->panel != given->panel || t->n_dims != given->n_dims ||
-            t->shape[0] != given->shape[0] || t->shape[1] != given->shape[1])
-            return MONET__MISUSE("tensor %s: its description is not that of monet_arch_tensors",
-                                 t->name);
-        if (!monet_dtype_size(given->dtype) || !monet_dtype_size(given->source_dtype) ||
-            (t->n_dims == 1 && given->dtype != MONET_F32))
-            return MONET__MISUSE("tensor %s: dtype %d from %d cannot be written", t->name,
-                                 (int)given->dtype, (int)given->source_dtype);
+        MONET__NEED(ARGUMENT, !memcmp(t->name, given->name, sizeof t->name) &&
+                    t->layout == given->layout && t->panel == given->panel &&
+                    t->n_dims == given->n_dims && t->shape[0] == given->shape[0] &&
+                    t->shape[1] == given->shape[1],
+                    "tensor %s: its description is not that of monet_arch_tensors", t->name);
+        MONET__NEED(ARGUMENT, monet_dtype_size(given->dtype) &&
+                    monet_dtype_size(given->source_dtype) &&
+                    (t->n_dims > 1 || given->dtype == MONET_F32),
+                    "tensor %s: dtype %d from %d cannot be written", t->name, (int)given->dtype,
+                    (int)given->source_dtype);
         t->dtype = given->dtype;
         t->source_dtype = given->source_dtype;
     }
-    if (monet__place_tensors(plan->tensors, n, total)) return MONET_OK;
-    return MONET__MISUSE("tensors are larger than 2^62 bytes");
+    MONET__NEED(ARGUMENT, monet__place_tensors(plan->tensors, n, total),
+                "tensors are larger than 2^62 bytes");
+    return MONET_OK;
 }
 
 static monet_result monet__writer_open(monet_writer *w, monet_error *err)
@@ -5817,8 +5718,7 @@ static monet_result monet__writer_open(monet_writer *w, monet_error *err)
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
 {
-    monet__arena arena;
-    arena.base = base, arena.used = sizeof *w, arena.overflow = false;
+    monet__arena arena = {base, sizeof *w, false};
     w->plan.tensors = (monet_tensor *)monet__take(&arena, w->plan.n_tensors, sizeof(monet_tensor));
     w->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
     w->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
@@ -5832,7 +5732,7 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
                                       monet_error *err)
 {
     monet_writer draft, *w;
-    monet__sink  sink;
+    monet__sink  sink = {NULL, 0};
     uint64_t     total;
     monet_result result;
     memset(&draft, 0, sizeof draft);
@@ -5844,7 +5744,6 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
         monet__describe_tensor(&t, c->arch, id, 0, MONET_F32); /* no dtype takes more */
         if (monet__panel_bytes(&t) > draft.panel_size) draft.panel_size = monet__panel_bytes(&t);
     }
-    sink.p = NULL;
     monet__emit_header(&draft.plan, &sink, c, raw, 0);
     draft.arena_size = monet__writer_layout(&draft, path, NULL);
     draft.arena = monet__alloc(&draft.host, draft.arena_size);
@@ -5853,14 +5752,13 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     *w = draft;
     (void)monet__writer_layout(w, path, (char *)w);
     (void)monet__append(w->path, path);
+    memset(w->header, 0, (size_t)w->plan.header_size);
     monet__hash_begin(&w->hash);
+    sink.p = w->header;
     result = monet__writer_tensors(&w->plan, c, &total, err);
-    if (result == MONET_OK) {
-        memset(w->header, 0, (size_t)w->plan.header_size);
-        sink.p = w->header;
-        monet__emit_header(&w->plan, &sink, c, raw, total);
-        result = monet__writer_open(w, err);
-    }
+    if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
+    if (result == MONET_OK && c->tokenizer) result = monet__writer_tokenizer(w, err);
+    if (result == MONET_OK) result = monet__writer_open(w, err);
     if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
         result = monet__io_fail(err, "write", w->temp);
     if (result == MONET_OK) *out = w;
@@ -5872,18 +5770,30 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
                                            monet_writer **out, monet_error *err)
 {
     monet_writer_config c;
+    monet_arch          arch;
     monet__span         raw[MONET__S_COUNT];
-    monet_result        result;
     if (out) *out = NULL;
     memset(raw, 0, sizeof raw);
-    if (!path || !out || !config) return MONET__MISUSE("writer: path, config or out is NULL");
-    if (sizeof(monet_real) != sizeof(float))
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
-    result = monet__config(&c, sizeof c, config, err);
-    if (result == MONET_OK) result = monet__writer_check(&c, err);
-    if (result == MONET_OK && c.tokenizer)
-        result = monet__writer_tokenizer(&c.host, c.tokenizer, err);
-    return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
+    MONET__NEED(ARGUMENT, path && out && config, "writer: path, config or out is NULL");
+    MONET__NEED(UNSUPPORTED, sizeof(monet_real) == sizeof(float),
+                "MONET_REAL is not float: no files");
+    MONET__TRY(monet__config(&c, sizeof c, config, err));
+    MONET__TRY(monet__content_check(&c, err));
+    MONET__NEED(ARGUMENT, c.arch || c.tokenizer, "neither an architecture nor a tokenizer");
+    if (c.arch) {
+        uint64_t n;
+        arch = *c.arch;
+        MONET__TRY(monet_arch_check(&arch, err));
+        n = monet__count_tensors(&arch);
+        MONET__NEED(ARGUMENT, !memcmp(&arch, c.arch, sizeof arch),
+                    "arch has defaults left: monet_arch_check");
+        MONET__NEED(ARGUMENT, c.tensors && c.n_tensors == n, "%U tensors given, the model has %U",
+                    (uint64_t)c.n_tensors, n);
+        MONET__NEED(ARGUMENT, !c.tokenizer || c.tokenizer->n_pieces <= arch.vocab_size,
+                    "tokenizer has %d pieces, vocab_size is %d", c.tokenizer->n_pieces,
+                    arch.vocab_size);
+    }
+    return monet__writer_new(path, &c, raw, out, err);
 }
 
 /* One row into its place in the panel. False if its numbers are none that the dtype can hold. */
@@ -5922,23 +5832,21 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     monet_writer       *w = writer;
     const monet_tensor *t;
     size_t              size;
-    if (!w || (!rows && count) || count < 0) return MONET__MISUSE("writer: NULL, or count below 0");
-    if (w->failed || w->finished || (count && w->current == w->plan.n_tensors))
-        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or complete");
+    MONET__NEED(ARGUMENT, w && (rows || !count) && count >= 0, "writer: NULL, or count below 0");
+    MONET__NEED(STATE, !w->failed && !w->finished && (!count || w->current < w->plan.n_tensors),
+                "writer: failed, finished or complete");
     if (!count) return MONET_OK;
     t = &w->plan.tensors[w->current];
     size = monet__panel_bytes(t);
-    if (count > monet__rows(t) - w->row)
-        return MONET__MISUSE("tensor %s: %D rows given, %D are missing", t->name, count,
-                             monet__rows(t) - w->row);
+    MONET__NEED(ARGUMENT, count <= monet__rows(t) - w->row, "tensor %s: %D rows given, %D are "
+                "missing", t->name, count, monet__rows(t) - w->row);
     w->failed = true; /* until all went well */
     for (; count > 0; --count, rows += monet__cols(t)) {
         bool last = w->row + 1 == monet__rows(t);
         if (w->row % t->panel == 0) memset(w->panel, 0, size);
-        if (!monet__pack_row(t, w->panel, w->row, rows))
-            return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: row %D has a number that is "
-                               "not finite, or too large for %s", t->name, w->row,
-                               monet_dtype_name(t->dtype));
+        MONET__NEED(NUMERIC, monet__pack_row(t, w->panel, w->row, rows), "tensor %s: row %D has a "
+                    "number that is not finite, or too large for %s", t->name, w->row,
+                    monet_dtype_name(t->dtype));
         ++w->row;
         if (((w->row % t->panel == 0 || last) && !monet__writer_put(w, w->panel, size)) ||
             (last && !monet__writer_next(w)))
@@ -5953,10 +5861,10 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
     monet_writer *w = writer;
     monet__file   file;
     monet_result  result;
-    if (!w) return MONET__MISUSE("writer is NULL");
-    if (w->failed || w->finished || w->current != w->plan.n_tensors)
-        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or incomplete: "
-                           "%U of %U tensors", (uint64_t)w->current, (uint64_t)w->plan.n_tensors);
+    MONET__NEED(ARGUMENT, w, "writer is NULL");
+    MONET__NEED(STATE, !w->failed && !w->finished && w->current == w->plan.n_tensors,
+                "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
+                (uint64_t)w->plan.n_tensors);
     w->failed = true; /* until all went well */
     monet__seal_header(&w->plan, w->header, w->moments_hash);
     if (!monet__file_rewind(w->file) ||
@@ -5964,17 +5872,13 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
         return monet__io_fail(err, "write", w->temp);
     file = w->file;
     w->file = MONET__NO_FILE;
-    if (!monet__file_close(file, true)) {
-        result = monet__io_fail(err, "sync", w->temp);
-    } else if (!monet__file_rename(w->temp, w->path)) {
-        result = monet__io_fail(err, "rename the new file to", w->path);
-    } else {
-        monet__sync_folder(w->path);
-        w->failed = false;
-        w->finished = true;
-        return MONET_OK;
-    }
-    (void)remove(w->temp);
+    if (!monet__file_close(file, true)) result = monet__io_fail(err, "sync", w->temp);
+    else if (monet__file_rename(w->temp, w->path)) result = MONET_OK;
+    else result = monet__io_fail(err, "rename the new file to", w->path);
+    w->finished = result == MONET_OK;
+    w->failed = !w->finished;
+    if (w->failed) (void)remove(w->temp);
+    else monet__sync_folder(w->path);
     return result;
 }
 
@@ -5997,7 +5901,7 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     monet__span         raw[MONET__S_COUNT];
     monet_writer       *w = NULL;
     monet_result        result;
-    if (!model || !path) return MONET__MISUSE("model or path is NULL");
+    MONET__NEED(ARGUMENT, model && path, "model or path is NULL");
     memset(&c, 0, sizeof c);
     c.host = model->host;
     c.arch = model->has_weights ? &model->arch : NULL;
@@ -6016,8 +5920,8 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     return result;
 }
 #endif
-#undef MONET__BAD
-#undef MONET__MISUSE
+#undef MONET__NEED
+#undef MONET__TRY
 
 /* ---- session ----------------------------------------------------------------------- >>session */
 typedef struct monet__candidate {
