@@ -4604,35 +4604,46 @@ static int64_t monet__dim(const monet_arch *a, char letter)
 /* Is tensor `id` in layer `layer` of such a model (layer -1: before, L: after the layers)? */
 static bool monet__has_tensor(const monet_arch *a, int id, int layer)
 {
+    bool inside = layer >= 0 && layer < a->n_layers;
     switch (monet__table[id].where) {
     case MONET__FIRST: return layer < 0;
     case MONET__LAST: return layer == a->n_layers;
     case MONET__UNTIED: return layer == a->n_layers && !a->tie_embeddings;
-    case MONET__ROUTER: return layer >= 0 && layer < a->n_layers && layer % a->moe_groups == 0;
-    case MONET__VERTICAL:
-        return layer >= 0 && layer < a->n_layers && a->decompose == MONET_VERTICAL;
-    case MONET__HORIZONTAL:
-        return layer >= 0 && layer < a->n_layers && a->decompose == MONET_HORIZONTAL;
-    default: return layer >= 0 && layer < a->n_layers;
+    case MONET__ROUTER: return inside && layer % a->moe_groups == 0;
+    case MONET__VERTICAL: return inside && a->decompose == MONET_VERTICAL;
+    case MONET__HORIZONTAL: return inside && a->decompose == MONET_HORIZONTAL;
+    default: return inside;
     }
 }
 
-static void monet__tensor_name(char *out, const monet_arch *a, int id, int layer)
+/* Goes on to the next tensor in file order, from layer = id = -1 on; false after the last one. */
+static bool monet__next_tensor(const monet_arch *a, int *layer, int *id)
 {
-    char        digits[22];
-    const char *parts[4] = {"layers.", monet__decimal(digits, (uint64_t)layer, false), ".",
-                            monet__table[id].name};
-    for (int k = layer < 0 || layer == a->n_layers ? 3 : 0; k < 4; ++k)
-        for (const char *s = parts[k]; *s; ++s) *out++ = *s;
-    *out = 0;
+    do
+        if (++*id == MONET__T_COUNT) *id = 0, ++*layer;
+    while (*layer <= a->n_layers && !monet__has_tensor(a, *id, *layer));
+    return *layer <= a->n_layers;
+}
+
+/* Copies a string and returns its end. */
+static char *monet__append(char *at, const char *s)
+{
+    while ((*at = *s++) != 0) ++at;
+    return at;
 }
 
 static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id, int layer,
                                    monet_dtype dtype)
 {
     const monet__row *row = &monet__table[id];
+    char              digits[22], *name = t->name;
     memset(t, 0, sizeof *t);
-    monet__tensor_name(t->name, a, id, layer);
+    if (layer >= 0 && layer < a->n_layers) {
+        name = monet__append(name, "layers.");
+        name = monet__append(name, monet__decimal(digits, (uint64_t)layer, false));
+        name = monet__append(name, ".");
+    }
+    (void)monet__append(name, row->name);
     t->n_dims = row->columns == '1' ? 1 : 2;
     t->dtype = t->source_dtype = t->n_dims == 1 ? MONET_F32 : dtype;
     t->layout = row->layout;
@@ -4665,15 +4676,18 @@ MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dt
         return MONET_ERROR_ARGUMENT;
     checked = *arch;
     if (monet_arch_check(&checked, NULL) != MONET_OK) return MONET_ERROR_ARGUMENT;
-    for (int layer = -1; layer <= checked.n_layers; ++layer)
-        for (int id = 0; id < MONET__T_COUNT; ++id)
-            if (monet__has_tensor(&checked, id, layer)) {
-                if (n < capacity) monet__describe_tensor(&out[n], &checked, id, layer, dtype);
-                ++n;
-            }
+    for (int layer = -1, id = -1; monet__next_tensor(&checked, &layer, &id); ++n)
+        if (n < capacity) monet__describe_tensor(&out[n], &checked, id, layer, dtype);
     *count = n;
     if (n > capacity) return MONET_ERROR_CAPACITY;
     return monet__place_tensors(out, n, &total) ? MONET_OK : MONET_ERROR_ARGUMENT;
+}
+
+static size_t monet__count_tensors(const monet_arch *arch)
+{
+    size_t count = 0;
+    (void)monet_arch_tensors(arch, MONET_F32, NULL, 0, &count);
+    return count;
 }
 
 #define MONET__ARCH(X) /* field, least, most */                                                    \
@@ -4683,36 +4697,16 @@ MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dt
     X(decompose, 0, 1) X(tie_embeddings, 0, 1)
 #define MONET__ARCH_SIZE (15 * 4)
 
-static monet_result monet__arch_divides(const monet_arch *a, monet_error *err)
-{
-    if (a->dim % a->n_heads)
-        return monet__fail(err, MONET_ERROR_FORMAT, "dim is %d, not a multiple of n_heads %d",
-                           a->dim, a->n_heads);
-    if (a->dim / a->n_heads % 2)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "size of a head is %d (dim %d / n_heads %d): rope needs an even one",
-                           a->dim / a->n_heads, a->dim, a->n_heads);
-    if (a->n_heads % a->n_kv_heads)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "n_heads is %d, not a multiple of n_kv_heads %d", a->n_heads,
-                           a->n_kv_heads);
-    if (a->moe_topk >= a->moe_experts)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "moe_topk is %d, must be less than moe_experts %d", a->moe_topk,
-                           a->moe_experts);
-    if (a->decompose == MONET_VERTICAL && a->moe_dim % 2)
-        return monet__fail(err, MONET_ERROR_FORMAT, "moe_dim is %d, vertical needs an even one",
-                           a->moe_dim);
-    if ((int64_t)a->moe_experts * a->moe_dim > 1 << 26)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
-                           "moe_experts %d * moe_dim %d: more than %d", a->moe_experts,
-                           a->moe_dim, 1 << 26);
-    if ((int64_t)a->moe_experts * a->moe_heads > 1 << 26)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED,
-                           "moe_experts %d * moe_heads %d: more than %d", a->moe_experts,
-                           a->moe_heads, 1 << 26);
-    return MONET_OK;
-}
+/* From here to the end of >>save: a rule that does not hold ends the function, with words in err. */
+#define MONET__NEED(code, rule, ...)                                                               \
+    do                                                                                             \
+        if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
+    while (0)
+#define MONET__TRY(call)                                                                           \
+    do {                                                                                           \
+        monet_result monet__tried = call;                                                          \
+        if (monet__tried != MONET_OK) return monet__tried;                                         \
+    } while (0)
 
 /* In which way a float is out of its range. */
 static const char *monet__off(float x, float most)
@@ -4722,24 +4716,38 @@ static const char *monet__off(float x, float most)
 
 MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
 {
-    if (!arch) return monet__fail(err, MONET_ERROR_ARGUMENT, "arch is NULL");
-    if (!arch->n_kv_heads) arch->n_kv_heads = arch->n_heads;
-    if (!arch->moe_groups) arch->moe_groups = 1;
-    if (arch->rope_theta == 0) arch->rope_theta = 10000.0f;
-    if (arch->norm_eps == 0) arch->norm_eps = 1e-6f;
+    monet_arch *a = arch;
+    int32_t     most = 1 << 26;
+    MONET__NEED(ARGUMENT, a, "arch is NULL");
+    if (!a->n_kv_heads) a->n_kv_heads = a->n_heads;
+    if (!a->moe_groups) a->moe_groups = 1;
+    if (a->rope_theta == 0) a->rope_theta = 10000.0f;
+    if (a->norm_eps == 0) a->norm_eps = 1e-6f;
 #define MONET__CHECK(field, least, most)                                                           \
-    if (arch->field < (least) || arch->field > (most))                                             \
-        return monet__fail(err, MONET_ERROR_FORMAT, #field " is %d, must be %d..%d", arch->field,  \
-                           (int)(least), (int)(most));
+    MONET__NEED(FORMAT, a->field >= (least) && a->field <= (most), #field " is %d, must be %d..%d",\
+                a->field, (int)(least), (int)(most));
     MONET__ARCH(MONET__CHECK)
 #undef MONET__CHECK
-    if (!(arch->rope_theta >= 1.0f && arch->rope_theta <= 1e12f))
-        return monet__fail(err, MONET_ERROR_FORMAT, "rope_theta is %s, must be 1..1e12",
-                           monet__off(arch->rope_theta, 1e12f));
-    if (!(arch->norm_eps >= 1e-12f && arch->norm_eps <= 1.0f))
-        return monet__fail(err, MONET_ERROR_FORMAT, "norm_eps is %s, must be 1e-12..1",
-                           monet__off(arch->norm_eps, 1.0f));
-    return monet__arch_divides(arch, err);
+    MONET__NEED(FORMAT, a->rope_theta >= 1.0f && a->rope_theta <= 1e12f,
+                "rope_theta is %s, must be 1..1e12", monet__off(a->rope_theta, 1e12f));
+    MONET__NEED(FORMAT, a->norm_eps >= 1e-12f && a->norm_eps <= 1.0f,
+                "norm_eps is %s, must be 1e-12..1", monet__off(a->norm_eps, 1.0f));
+    MONET__NEED(FORMAT, a->dim % a->n_heads == 0, "dim is %d, not a multiple of n_heads %d", a->dim,
+                a->n_heads);
+    MONET__NEED(FORMAT, a->dim / a->n_heads % 2 == 0,
+                "size of a head is %d (dim %d / n_heads %d): rope needs an even one",
+                a->dim / a->n_heads, a->dim, a->n_heads);
+    MONET__NEED(FORMAT, a->n_heads % a->n_kv_heads == 0,
+                "n_heads is %d, not a multiple of n_kv_heads %d", a->n_heads, a->n_kv_heads);
+    MONET__NEED(FORMAT, a->moe_topk < a->moe_experts,
+                "moe_topk is %d, must be less than moe_experts %d", a->moe_topk, a->moe_experts);
+    MONET__NEED(FORMAT, a->decompose != MONET_VERTICAL || a->moe_dim % 2 == 0,
+                "moe_dim is %d, vertical needs an even one", a->moe_dim);
+    MONET__NEED(UNSUPPORTED, (int64_t)a->moe_experts * a->moe_dim <= most,
+                "moe_experts %d * moe_dim %d: more than %d", a->moe_experts, a->moe_dim, most);
+    MONET__NEED(UNSUPPORTED, (int64_t)a->moe_experts * a->moe_heads <= most,
+                "moe_experts %d * moe_heads %d: more than %d", a->moe_experts, a->moe_heads, most);
+    return MONET_OK;
 }
 
 /* ---- model object ---------------------------------------------------------------------------- */
@@ -4778,6 +4786,147 @@ struct monet_model {
     bool            mapped;
 };
 
+/* ---- file ------------------------------------------------------------------------------ >>file
+   What the system does with files: POSIX, or what stdio can do instead.                          */
+#ifndef MONET_NO_STDIO
+static monet_result monet__io_fail(monet_error *err, const char *what, const char *path)
+{
+    return monet__fail(err, MONET_ERROR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+#if MONET__POSIX
+#ifndef O_CLOEXEC
+#define MONET__CLOEXEC 0
+#else
+#define MONET__CLOEXEC O_CLOEXEC
+#endif
+#if defined(__STRICT_ANSI__) && !defined(__cplusplus)
+extern int fsync(int fd); /* -std=c99 hides it */
+#endif
+typedef int monet__file;
+#define MONET__NO_FILE (-1)
+
+static int monet__open(const char *path, int flags)
+{
+    int file;
+    do file = open(path, flags | MONET__CLOEXEC, 0666);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+static monet__file monet__file_create(const char *path)
+{
+    return monet__open(path, O_WRONLY | O_CREAT | O_EXCL);
+}
+
+static monet_result monet__file_open(const char *path, int *file, uint64_t *size, monet_error *err)
+{
+    struct stat info;
+    *file = monet__open(path, O_RDONLY | O_NONBLOCK); /* a FIFO must not hang */
+    if (*file < 0) return monet__io_fail(err, "open", path);
+    if (fstat(*file, &info) || !S_ISREG(info.st_mode)) {
+        (void)close(*file);
+        return monet__fail(err, MONET_ERROR_IO, "%s: not a regular file", path);
+    }
+    *size = (uint64_t)info.st_size;
+    return MONET_OK;
+}
+
+/* Reads or writes all of it: a call may do less, or be interrupted. One of the two is NULL. */
+static bool monet__file_move(int file, void *in, const void *out, uint64_t size)
+{
+    for (uint64_t at = 0; at < size;) {
+        size_t  part = size - at < 1u << 30 ? (size_t)(size - at) : 1u << 30;
+        ssize_t n = in ? read(file, (char *)in + at, part)
+                       : write(file, (const char *)out + at, part);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO; /* shorter than it was when opened */
+        if (n <= 0) return false;
+        at += (uint64_t)n;
+    }
+    return true;
+}
+
+static void *monet__file_map(int file, uint64_t size) /* NULL = cannot */
+{
+    void *p = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, file, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void monet__file_unmap(void *p, uint64_t size) { (void)munmap(p, (size_t)size); }
+static bool monet__file_rewind(int file) { return lseek(file, 0, SEEK_SET) == 0; }
+
+static bool monet__file_close(int file, bool sync)
+{
+    bool synced = true, closed;
+    int  reason;
+    if (sync)
+        do synced = fsync(file) == 0;
+        while (!synced && errno == EINTR); /* not a failure yet: nothing was dropped */
+    reason = errno;
+    closed = close(file) == 0 || errno == EINTR; /* then it is closed all the same */
+    if (!synced) errno = reason;
+    return synced && closed;
+}
+
+static bool monet__file_rename(const char *from, const char *to) { return !rename(from, to); }
+
+static void monet__sync_folder(char *path) /* of this file; cuts the path */
+{
+    char *slash = strrchr(path, '/');
+    int   fd;
+    if (slash) slash[1] = 0;
+    fd = monet__open(slash ? path : ".", O_RDONLY);
+    if (fd < 0) return; /* some file systems have no folders to sync */
+    (void)fsync(fd);
+    (void)close(fd);
+}
+
+static int monet__process(void) { return (int)getpid(); }
+#else
+typedef FILE *monet__file;
+#define MONET__NO_FILE NULL
+
+static FILE *monet__file_create(const char *path)
+{
+    FILE *old = fopen(path, "rb");
+    if (!old) return fopen(path, "wb");
+    fclose(old);
+    errno = EEXIST;
+    return NULL;
+}
+
+static monet_result monet__file_open(const char *path, FILE **file, uint64_t *size,
+                                     monet_error *err)
+{
+    long end = -1;
+    *file = fopen(path, "rb");
+    if (*file && !fseek(*file, 0, SEEK_END)) end = ftell(*file);
+    *size = (uint64_t)end;
+    if (end >= 0 && !fseek(*file, 0, SEEK_SET)) return MONET_OK;
+    if (*file) fclose(*file);
+    return monet__io_fail(err, "open", path);
+}
+
+static bool monet__file_move(FILE *file, void *in, const void *out, uint64_t size)
+{
+    return (in ? fread(in, 1, (size_t)size, file) : fwrite(out, 1, (size_t)size, file)) == size;
+}
+
+static bool monet__file_rename(const char *from, const char *to)
+{
+    return (remove(to), !rename(from, to)); /* not in one step on such a system */
+}
+
+static void *monet__file_map(FILE *file, uint64_t size) { return (void)file, (void)size, NULL; }
+static void monet__file_unmap(void *p, uint64_t size) { (void)p, (void)size; }
+static bool monet__file_close(FILE *file, bool sync) { return (void)sync, fclose(file) == 0; }
+static bool monet__file_rewind(FILE *file) { return fseek(file, 0, SEEK_SET) == 0; }
+static void monet__sync_folder(char *path) { (void)path; }
+static int monet__process(void) { return 0; }
+#endif
+#endif
+
 /* ---- load ----------------------------------------------------------------------------- >>load
    Order: size, magic, version, endianness, hash, counts against the bytes that are there, each
    entry against what the architecture says it must be. Only then memory is allocated.            */
@@ -4788,32 +4937,30 @@ static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
 {
-    if (size >= 5 && !memcmp(p, monet__magic, 5) &&
-        memcmp(p, monet__magic, size < 8 ? (size_t)size : 8))
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "magic is damaged: was the file transferred as text?");
-    if (size < MONET__HEADER)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "file is %U bytes, the header alone needs %d: not a .monet file, "
-                           "or cut short", size, MONET__HEADER);
-    if (memcmp(p, monet__magic, 8))
-        return monet__fail(err, MONET_ERROR_FORMAT, "magic bytes: not a .monet file");
-    if (monet__u32(p + 12) == 0x04030201u)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "byte order is big-endian");
-    if (monet__u32(p + 12) != 0x01020304u)
-        return monet__fail(err, MONET_ERROR_FORMAT, "byte order tag is %U, expected %U",
-                           (uint64_t)monet__u32(p + 12), (uint64_t)0x01020304);
-    if (monet__u16(p + 8) != 1)
-        return monet__fail(err, MONET_ERROR_VERSION, "file format is version %d, this reads 1",
-                           (int)monet__u16(p + 8));
-    if (monet__u64(p + 56) != monet__hash_of(p, 56))
-        return monet__fail(err, MONET_ERROR_FORMAT, "header: hash does not match");
-    if (monet__u64(p + 16) != size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes, header says %U", size,
-                           monet__u64(p + 16));
-    if (monet__u32(p + 24))
-        return monet__fail(err, MONET_ERROR_VERSION, "file needs features %U that this version "
-                           "does not have", (uint64_t)monet__u32(p + 24));
+    size_t there = size < 8 ? (size_t)size : 8;
+    MONET__NEED(FORMAT, there < 5 || memcmp(p, monet__magic, 5) || !memcmp(p, monet__magic, there),
+                "magic is damaged: was the file transferred as text?");
+    MONET__NEED(FORMAT, size >= MONET__HEADER, "file is %U bytes, the header alone needs %d: not a "
+                ".monet file, or cut short", size, MONET__HEADER);
+    MONET__NEED(FORMAT, !memcmp(p, monet__magic, 8), "magic bytes: not a .monet file");
+    MONET__NEED(UNSUPPORTED, monet__u32(p + 12) != 0x04030201u, "byte order is big-endian");
+    MONET__NEED(FORMAT, monet__u32(p + 12) == 0x01020304u, "byte order tag is %U, expected %U",
+                (uint64_t)monet__u32(p + 12), (uint64_t)0x01020304);
+    MONET__NEED(VERSION, monet__u16(p + 8) == 1, "file format is version %d, this reads 1",
+                (int)monet__u16(p + 8));
+    MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(p, 56), "header: hash does not match");
+    MONET__NEED(FORMAT, monet__u64(p + 16) == size, "file is %U bytes, header says %U", size,
+                monet__u64(p + 16));
+    MONET__NEED(VERSION, !monet__u32(p + 24), "file needs features %U that this version does not "
+                "have", (uint64_t)monet__u32(p + 24));
+    return MONET_OK;
+}
+
+/* On to the next multiple of 64. */
+static monet_result monet__load_padding(const monet_model *model, uint64_t *at, monet_error *err)
+{
+    for (; *at % 64 && *at < model->size; ++*at)
+        MONET__NEED(FORMAT, !model->base[*at], "padding at byte %U is not zero", *at);
     return MONET_OK;
 }
 
@@ -4821,105 +4968,66 @@ static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_err
 static monet_result monet__load_section(monet_model *model, const uint8_t *entry, uint64_t *at,
                                         monet_error *err)
 {
-    uint32_t kind = monet__u32(entry), flags = monet__u32(entry + 4);
-    uint64_t offset = monet__u64(entry + 8), size = monet__u64(entry + 16), end;
-    if (offset != *at || !monet__add(&end, offset, size) || end > model->size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: bytes %U + %U, expected to begin "
-                           "at %U and to end by %U", (uint64_t)kind, offset, size, *at,
-                           model->size);
-    for (*at = end; *at % 64 && *at < model->size; ++*at)
-        if (model->base[*at])
-            return monet__fail(err, MONET_ERROR_FORMAT, "padding at byte %U is not zero", *at);
-    if (!kind) return monet__fail(err, MONET_ERROR_FORMAT, "section kind is 0");
-    if (kind == MONET__S_MOMENTS) {
-        model->moments_hash = monet__u64(entry + 24);
-    } else if (kind != MONET__S_DATA &&
-               monet__hash_of(model->base + offset, (size_t)size) != monet__u64(entry + 24)) {
-        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: hash does not match",
-                           (uint64_t)kind);
-    }
-    if (kind >= MONET__S_COUNT)
-        return flags & 1 ? monet__fail(err, MONET_ERROR_VERSION, "section %U is needed and not "
-                                       "known to this version", (uint64_t)kind) : MONET_OK;
-    if (model->sections[kind].data)
-        return monet__fail(err, MONET_ERROR_FORMAT, "section %U: twice", (uint64_t)kind);
-    model->sections[kind].data = model->base + offset;
-    model->sections[kind].size = size;
-    model->sections[kind].count = monet__u64(entry + 32);
+    uint64_t     kind = monet__u32(entry), offset = monet__u64(entry + 8), end;
+    uint64_t     size = monet__u64(entry + 16), hash = monet__u64(entry + 24);
+    monet__span *span = &model->sections[kind < MONET__S_COUNT ? kind : 0];
+    bool         hashed = kind != MONET__S_DATA && kind != MONET__S_MOMENTS; /* now, not later */
+    MONET__NEED(FORMAT, offset == *at && monet__add(&end, offset, size) && end <= model->size,
+                "section %U: bytes %U + %U, expected to begin at %U and to end by %U", kind, offset,
+                size, *at, model->size);
+    *at += size;
+    MONET__TRY(monet__load_padding(model, at, err));
+    MONET__NEED(FORMAT, kind, "section kind is 0");
+    MONET__NEED(FORMAT, !hashed || monet__hash_of(model->base + offset, (size_t)size) == hash,
+                "section %U: hash does not match", kind);
+    MONET__NEED(VERSION, kind < MONET__S_COUNT || !(entry[4] & 1),
+                "section %U is needed and not known to this version", kind);
+    if (kind >= MONET__S_COUNT) return MONET_OK;
+    MONET__NEED(FORMAT, !span->data, "section %U: twice", kind);
+    if (kind == MONET__S_MOMENTS) model->moments_hash = hash;
+    span->data = model->base + offset;
+    span->size = size;
+    span->count = monet__u64(entry + 32);
     return MONET_OK;
 }
 
 static monet_result monet__load_sections(monet_model *model, monet_error *err)
 {
-    uint64_t     n = monet__u32(model->base + 32), at = MONET__HEADER + n * MONET__SECTION;
-    monet_result result;
-    if (n > 64 || at > model->size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "%U sections in a file of %U bytes", n,
-                           model->size);
-    if (monet__hash_of(model->base + MONET__HEADER, (size_t)n * MONET__SECTION) !=
-        monet__u64(model->base + 40))
-        return monet__fail(err, MONET_ERROR_FORMAT, "section table: hash does not match");
-    for (; at % 64 && at < model->size; ++at)
-        if (model->base[at])
-            return monet__fail(err, MONET_ERROR_FORMAT, "padding at byte %U is not zero", at);
-    for (uint64_t k = 0; k < n; ++k) {
-        const uint8_t *entry = model->base + MONET__HEADER + k * MONET__SECTION;
-        result = monet__load_section(model, entry, &at, err);
-        if (result != MONET_OK) return result;
-    }
-    if (at != model->size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes, its sections end at %U",
-                           model->size, at);
+    const uint8_t *table = model->base + MONET__HEADER;
+    uint64_t       n = monet__u32(model->base + 32), at = MONET__HEADER + n * MONET__SECTION;
+    MONET__NEED(FORMAT, n <= 64 && at <= model->size, "%U sections in a file of %U bytes", n,
+                model->size);
+    MONET__NEED(FORMAT, monet__hash_of(table, (size_t)n * MONET__SECTION) ==
+                monet__u64(model->base + 40), "section table: hash does not match");
+    MONET__TRY(monet__load_padding(model, &at, err));
+    for (uint64_t k = 0; k < n; ++k)
+        MONET__TRY(monet__load_section(model, table + k * MONET__SECTION, &at, err));
+    MONET__NEED(FORMAT, at == model->size, "file is %U bytes, its sections end at %U", model->size,
+                at);
     return MONET_OK;
 }
 
 static monet_result monet__load_arch(monet_model *model, monet_error *err)
 {
-    const monet__span *span = &model->sections[MONET__S_ARCH];
-    const uint8_t     *p = span->data;
-    if (!p) {
-        if (model->sections[MONET__S_TOKENIZER].data && !model->sections[MONET__S_TENSORS].data &&
-            !model->sections[MONET__S_DATA].data)
-            return MONET_OK; /* a tokenizer alone */
-        return monet__fail(err, MONET_ERROR_FORMAT, "no architecture section");
-    }
-    if (span->size != MONET__ARCH_SIZE)
-        return monet__fail(err, MONET_ERROR_FORMAT, "architecture section is %U bytes, expected %d",
-                           span->size, MONET__ARCH_SIZE);
-#define MONET__READ(field, least, most) model->arch.field = (int32_t)monet__u32(p), p += 4;
+    const monet__span *s = model->sections;
+    const uint8_t     *p = s[MONET__S_ARCH].data;
+    monet_arch        *a = &model->arch;
+    const char        *zero;
+    if (!p && s[MONET__S_TOKENIZER].data && !s[MONET__S_TENSORS].data && !s[MONET__S_DATA].data)
+        return MONET_OK; /* a tokenizer alone */
+    MONET__NEED(FORMAT, p, "no architecture section");
+    MONET__NEED(FORMAT, s[MONET__S_ARCH].size == MONET__ARCH_SIZE, "architecture section is %U "
+                "bytes, expected %d", s[MONET__S_ARCH].size, MONET__ARCH_SIZE);
+#define MONET__READ(field, least, most) a->field = (int32_t)monet__u32(p), p += 4;
     MONET__ARCH(MONET__READ)
 #undef MONET__READ
-    model->arch.rope_theta = monet__float(monet__u32(p));
-    model->arch.norm_eps = monet__float(monet__u32(p + 4));
-    if (!model->arch.n_kv_heads || !model->arch.moe_groups || model->arch.rope_theta == 0 ||
-        model->arch.norm_eps == 0) /* a default would be taken: a file has none */
-        return monet__fail(err, MONET_ERROR_FORMAT, "architecture: %s is 0",
-                           !model->arch.n_kv_heads   ? "n_kv_heads"
-                           : !model->arch.moe_groups ? "moe_groups"
-                           : model->arch.norm_eps != 0 ? "rope_theta" : "norm_eps");
+    a->rope_theta = monet__float(monet__u32(p));
+    a->norm_eps = monet__float(monet__u32(p + 4));
+    zero = !a->n_kv_heads ? "n_kv_heads" : !a->moe_groups ? "moe_groups"
+           : a->norm_eps == 0 ? "norm_eps" : a->rope_theta == 0 ? "rope_theta" : NULL;
+    MONET__NEED(FORMAT, !zero, "architecture: %s is 0", zero); /* a file has no defaults */
     model->has_weights = true;
-    return monet_arch_check(&model->arch, err);
-}
-
-static size_t monet__count_tensors(const monet_arch *arch)
-{
-    size_t count = 0;
-    (void)monet_arch_tensors(arch, MONET_F32, NULL, 0, &count);
-    return count;
-}
-
-/* An entry that is not the expected one: say in which way. */
-static monet_result monet__wrong_entry(const monet_model *model, size_t index, const char *found,
-                                       monet_error *err)
-{
-    const char *expected = model->tensors[index].name;
-    for (size_t k = 0; k < model->n_tensors; ++k)
-        if (!strcmp(model->tensors[k].name, found))
-            return monet__fail(err, MONET_ERROR_FORMAT, k < index ? "tensor %s: duplicate, "
-                               "expected %s" : "tensor %s: out of order, %s is missing", found,
-                               expected);
-    return monet__fail(err, MONET_ERROR_FORMAT, "tensor '%s': not part of this model, expected %s",
-                       found, expected);
+    return monet_arch_check(a, err);
 }
 
 /* Entry `index` of the directory against the tensor that the architecture expects there. */
@@ -4927,28 +5035,28 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
 {
     const uint8_t *e = model->sections[MONET__S_TENSORS].data + index * MONET__ENTRY;
     monet_tensor  *t = &model->tensors[index];
+    uint64_t       dtype = monet__u32(e + 64), source = monet__u32(e + 68);
+    uint64_t       n_dims = monet__u32(e + 72), rows = monet__u64(e + 80);
+    uint64_t       columns = monet__u64(e + 88);
     char           name[65];
-    uint32_t       dtype = monet__u32(e + 64), source = monet__u32(e + 68);
     memcpy(name, e, 64);
     name[64] = 0;
-    if (strcmp(name, t->name)) return monet__wrong_entry(model, index, name, err);
-    for (size_t k = strlen(name); k < 64; ++k)
-        if (name[k]) return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: bytes after its name",
-                                        t->name);
-    if (monet__u32(e + 72) != (uint32_t)t->n_dims)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: %U dimensions, expected %d",
-                           t->name, (uint64_t)monet__u32(e + 72), t->n_dims);
-    if (monet__u64(e + 80) != (uint64_t)t->shape[0] || monet__u64(e + 88) != (uint64_t)t->shape[1])
-        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: shape is (%U,%U), expected (%D,%D)",
-                           t->name, monet__u64(e + 80), monet__u64(e + 88), t->shape[0],
-                           t->shape[1]);
-    if (dtype > MONET_BF16 || source > MONET_BF16)
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "tensor %s: dtype %U from %U, this "
-                           "version knows 0..%d", t->name, (uint64_t)dtype, (uint64_t)source,
-                           MONET_BF16);
-    if (t->n_dims == 1 && dtype != MONET_F32)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: dtype is %s, expected f32",
-                           t->name, monet_dtype_name((monet_dtype)dtype));
+    for (size_t k = 0; k < model->n_tensors && strcmp(name, t->name); ++k)
+        MONET__NEED(FORMAT, strcmp(name, model->tensors[k].name), k < index ? "tensor %s: "
+                    "duplicate, expected %s" : "tensor %s: out of order, %s is missing", name,
+                    t->name);
+    MONET__NEED(FORMAT, !strcmp(name, t->name), "tensor '%s': not part of this model, expected %s",
+                name, t->name);
+    MONET__NEED(FORMAT, !memcmp(e, t->name, 64), "tensor %s: bytes after its name", name);
+    MONET__NEED(FORMAT, n_dims == (uint64_t)t->n_dims, "tensor %s: %U dimensions, expected %d",
+                name, n_dims, t->n_dims);
+    MONET__NEED(FORMAT, rows == (uint64_t)t->shape[0] && columns == (uint64_t)t->shape[1],
+                "tensor %s: shape is (%U,%U), expected (%D,%D)", name, rows, columns, t->shape[0],
+                t->shape[1]);
+    MONET__NEED(UNSUPPORTED, dtype <= MONET_BF16 && source <= MONET_BF16, "tensor %s: dtype %U "
+                "from %U, this version knows 0..%d", name, dtype, source, MONET_BF16);
+    MONET__NEED(FORMAT, t->n_dims > 1 || dtype == MONET_F32, "tensor %s: dtype is %s, expected f32",
+                name, monet_dtype_name((monet_dtype)dtype));
     t->dtype = (monet_dtype)dtype;
     t->source_dtype = (monet_dtype)source;
     t->hash = monet__u64(e + 112);
@@ -4958,26 +5066,39 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
 static monet_result monet__load_tensors(monet_model *model, monet_error *err)
 {
     const monet__span *data = &model->sections[MONET__S_DATA];
+    const uint8_t     *e = model->sections[MONET__S_TENSORS].data;
+    monet_tensor      *t = model->tensors, *end = t + model->n_tensors;
     uint64_t           total = 0;
-    monet_result       result;
-    for (size_t k = 0; k < model->n_tensors; ++k) {
-        result = monet__load_entry(model, k, err);
-        if (result != MONET_OK) return result;
-    }
-    if (!monet__place_tensors(model->tensors, model->n_tensors, &total) || total != data->size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "data section is %U bytes, its tensors take %U",
-                           data->size, total);
-    for (size_t k = 0; k < model->n_tensors; ++k) {
-        monet_tensor  *t = &model->tensors[k];
-        const uint8_t *e = model->sections[MONET__S_TENSORS].data + k * MONET__ENTRY;
-        if (monet__u64(e + 96) != t->offset || monet__u64(e + 104) != t->size)
-            return monet__fail(err, MONET_ERROR_FORMAT,
-                               "tensor %s: bytes %U + %U, expected %U + %U", t->name,
-                               monet__u64(e + 96), monet__u64(e + 104), t->offset,
-                               t->size);
-        t->data = data->data + t->offset;
+    for (size_t k = 0; k < model->n_tensors; ++k) MONET__TRY(monet__load_entry(model, k, err));
+    MONET__NEED(FORMAT, monet__place_tensors(t, model->n_tensors, &total) && total == data->size,
+                "data section is %U bytes, its tensors take %U", data->size, total);
+    for (; t < end; ++t, e += MONET__ENTRY) {
+        uint64_t offset = monet__u64(e + 96), size = monet__u64(e + 104);
+        MONET__NEED(FORMAT, offset == t->offset && size == t->size, "tensor %s: bytes %U + %U, "
+                    "expected %U + %U", t->name, offset, size, t->offset, t->size);
+        t->data = data->data + offset;
     }
     return MONET_OK;
+}
+
+static void monet__link_tensors(monet_model *model)
+{
+    const monet_tensor *t = model->tensors;
+    int                 L = model->arch.n_layers;
+    bool                hd = model->arch.decompose == MONET_HORIZONTAL;
+    for (int layer = -1, id = -1; monet__next_tensor(&model->arch, &layer, &id); ++t)
+        if (layer >= 0 && layer < L) model->layers[layer].w[id] = t;
+        else if (id == MONET__T_EMBED) model->embed = model->lm_head = t;
+        else if (id == MONET__T_NORM) model->norm = t;
+        else model->lm_head = t;
+    for (int layer = 0; layer < L; ++layer) {
+        const monet_tensor *const *w = model->layers[layer].w;
+        monet__experts            *e = &model->layers[layer].experts;
+        e->u[0] = hd ? w[MONET__T_U] : w[MONET__T_U1], e->u[1] = w[MONET__T_U2];
+        e->bias[0] = hd ? w[MONET__T_BIAS] : w[MONET__T_BIAS1], e->bias[1] = w[MONET__T_BIAS2];
+        e->v[0] = w[MONET__T_V1], e->v[1] = hd ? w[MONET__T_VT] : w[MONET__T_V2];
+        e->b[0] = w[MONET__T_B1], e->b[1] = hd ? w[MONET__T_B] : w[MONET__T_B2];
+    }
 }
 
 /* BatchNorm statistics must be numbers, variances not negative: the router divides by them. */
@@ -4989,74 +5110,43 @@ static monet_result monet__load_statistics(const monet_model *model, monet_error
             bool                var = id == MONET__T_VAR1 || id == MONET__T_VAR2;
             for (size_t h = 0; h < (size_t)t->shape[0]; ++h) {
                 monet_real x = monet__get(t->data, MONET_F32, h);
-                if (!(x - x == 0) || (var && x < 0))
-                    return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: entry %U is %s",
-                                       t->name, (uint64_t)h,
-                                       x - x == 0 ? "negative" : "not finite");
+                MONET__NEED(NUMERIC, x - x == 0 && (!var || x >= 0), "tensor %s: entry %U is %s",
+                            t->name, (uint64_t)h, x - x == 0 ? "negative" : "not finite");
             }
         }
     return MONET_OK;
 }
 
-static void monet__link_tensors(monet_model *model)
-{
-    const monet_tensor *t = model->tensors;
-    int                 L = model->arch.n_layers;
-    for (int layer = -1; layer <= L; ++layer)
-        for (int id = 0; id < MONET__T_COUNT; ++id) {
-            if (!monet__has_tensor(&model->arch, id, layer)) continue;
-            if (layer >= 0 && layer < L) model->layers[layer].w[id] = t;
-            else if (id == MONET__T_EMBED) model->embed = model->lm_head = t;
-            else if (id == MONET__T_NORM) model->norm = t;
-            else model->lm_head = t;
-            ++t;
-        }
-    for (int layer = 0; layer < L; ++layer) {
-        const monet_tensor *const *w = model->layers[layer].w;
-        monet__experts            *e = &model->layers[layer].experts;
-        bool                       hd = model->arch.decompose == MONET_HORIZONTAL;
-        e->u[0] = hd ? w[MONET__T_U] : w[MONET__T_U1], e->u[1] = w[MONET__T_U2];
-        e->bias[0] = hd ? w[MONET__T_BIAS] : w[MONET__T_BIAS1], e->bias[1] = w[MONET__T_BIAS2];
-        e->v[0] = w[MONET__T_V1], e->v[1] = hd ? w[MONET__T_VT] : w[MONET__T_V2];
-        e->b[0] = w[MONET__T_B1], e->b[1] = hd ? w[MONET__T_B] : w[MONET__T_B2];
-    }
-}
-
 static monet_result monet__load_metadata(monet_model *model, monet_error *err)
 {
     const monet__span *span = &model->sections[MONET__S_METADATA];
-    uint64_t           at = 0, key, value;
-    for (size_t k = 0; k < model->n_metadata; ++k) {
-        if (span->size - at < 8)
-            return monet__fail(err, MONET_ERROR_FORMAT, "metadata: record %U of %U is cut off",
-                               (uint64_t)k, span->count);
-        key = monet__u32(span->data + at), value = monet__u32(span->data + at + 4);
-        at += 8;
-        if (key + value + 2 > span->size - at || span->data[at + key] ||
-            span->data[at + key + 1 + value] || memchr(span->data + at, 0, (size_t)key) ||
-            memchr(span->data + at + key + 1, 0, (size_t)value))
-            return monet__fail(err, MONET_ERROR_FORMAT, "metadata: record %U: sizes %U and %U, "
-                               "%U bytes left", (uint64_t)k, key, value, span->size - at);
-        model->metadata[2 * k] = (const char *)span->data + at;
-        model->metadata[2 * k + 1] = (const char *)span->data + at + key + 1;
-        at += key + value + 2;
+    uint64_t           at = 0, key, value, left;
+    for (size_t k = 0; k < model->n_metadata; ++k, at += key + value + 10) {
+        const uint8_t *p = span->data + at;
+        left = span->size - at;
+        MONET__NEED(FORMAT, left >= 8, "metadata: record %U of %U is cut off", (uint64_t)k,
+                    span->count);
+        key = monet__u32(p), value = monet__u32(p + 4);
+        p += 8, left -= 8;
+        MONET__NEED(FORMAT, key + value + 2 <= left && !p[key] && !p[key + 1 + value] &&
+                    !memchr(p, 0, (size_t)key) && !memchr(p + key + 1, 0, (size_t)value),
+                    "metadata: record %U: sizes %U and %U, %U bytes left", (uint64_t)k, key, value,
+                    left);
+        model->metadata[2 * k] = (const char *)p;
+        model->metadata[2 * k + 1] = (const char *)p + key + 1;
     }
-    if (at != span->size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "metadata: %U bytes, its records take %U",
-                           span->size, at);
+    MONET__NEED(FORMAT, at == span->size, "metadata: %U bytes, its records take %U", span->size,
+                at);
     return MONET_OK;
 }
 
 /* The object's memory, measured (model->n_tensors ... are known) or laid out. */
 static uint64_t monet__model_layout(monet_model *model, char *base)
 {
-    monet__arena arena;
-    arena.base = base;
-    arena.used = sizeof *model;
-    arena.overflow = false;
+    uint64_t     n_layers = model->has_weights ? (uint64_t)model->arch.n_layers : 0;
+    monet__arena arena = {base, sizeof *model, false};
     model->tensors = (monet_tensor *)monet__take(&arena, model->n_tensors, sizeof(monet_tensor));
-    model->layers = (monet__layer *)monet__take(
-        &arena, model->has_weights ? (uint64_t)model->arch.n_layers : 0, sizeof(monet__layer));
+    model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
     model->metadata = (const char **)monet__take(&arena, (uint64_t)model->n_metadata * 2,
                                                  sizeof(char *));
     if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
@@ -5066,48 +5156,42 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
 /* Counts against bytes, before anything is allocated for them. */
 static monet_result monet__load_counts(monet_model *model, monet_error *err)
 {
-    const monet__span *s = model->sections;
-    if (!s[MONET__S_STATE].data != !s[MONET__S_MOMENTS].data)
-        return monet__fail(err, MONET_ERROR_FORMAT, "training state without section %d",
-                           s[MONET__S_STATE].data ? MONET__S_MOMENTS : MONET__S_STATE);
-    model->n_tensors = model->has_weights ? monet__count_tensors(&model->arch) : 0;
-    if (s[MONET__S_TENSORS].count != model->n_tensors)
-        return monet__fail(err, MONET_ERROR_FORMAT, "%U tensors, this architecture has %U",
-                           s[MONET__S_TENSORS].count, (uint64_t)model->n_tensors);
-    if (s[MONET__S_TENSORS].size != (uint64_t)model->n_tensors * MONET__ENTRY)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tensor section is %U bytes, expected %U",
-                           s[MONET__S_TENSORS].size, (uint64_t)model->n_tensors * MONET__ENTRY);
-    if (model->has_weights && !s[MONET__S_DATA].data)
-        return monet__fail(err, MONET_ERROR_FORMAT, "no data section");
-    if (s[MONET__S_METADATA].count > s[MONET__S_METADATA].size / 10)
-        return monet__fail(err, MONET_ERROR_FORMAT, "metadata: %U records in %U bytes",
-                           s[MONET__S_METADATA].count, s[MONET__S_METADATA].size);
-    model->n_metadata = (size_t)s[MONET__S_METADATA].count;
-    if (!s[MONET__S_TOKENIZER].data) return MONET_OK;
-    model->has_tokenizer = true;
-    return monet__tok_open(&model->tokenizer, s[MONET__S_TOKENIZER].data,
-                           s[MONET__S_TOKENIZER].size, err);
+    const monet__span *s = model->sections, *tensors = &s[MONET__S_TENSORS];
+    const monet__span *metadata = &s[MONET__S_METADATA], *tokenizer = &s[MONET__S_TOKENIZER];
+    uint64_t           n = model->has_weights ? monet__count_tensors(&model->arch) : 0;
+    MONET__NEED(FORMAT, !s[MONET__S_STATE].data == !s[MONET__S_MOMENTS].data,
+                "training state without section %d",
+                s[MONET__S_STATE].data ? MONET__S_MOMENTS : MONET__S_STATE);
+    MONET__NEED(FORMAT, tensors->count == n, "%U tensors, this architecture has %U", tensors->count,
+                n);
+    MONET__NEED(FORMAT, tensors->size == n * MONET__ENTRY, "tensor section is %U bytes, expected "
+                "%U", tensors->size, n * MONET__ENTRY);
+    MONET__NEED(FORMAT, !model->has_weights || s[MONET__S_DATA].data, "no data section");
+    MONET__NEED(FORMAT, metadata->count <= metadata->size / 10, "metadata: %U records in %U bytes",
+                metadata->count, metadata->size);
+    model->n_tensors = (size_t)n;
+    model->n_metadata = (size_t)metadata->count;
+    model->has_tokenizer = tokenizer->data != NULL;
+    if (!tokenizer->data) return MONET_OK;
+    return monet__tok_open(&model->tokenizer, tokenizer->data, tokenizer->size, err);
 }
 
 /* Everything after the arena: tables are filled and checked. */
-static monet_result monet__load_tables(monet_model *model, monet_error *err)
+static monet_result monet__load_tables(monet_model *model, bool verify, monet_error *err)
 {
-    size_t       n = 0;
-    monet_result result = MONET_OK;
+    int32_t vocab_size = model->has_weights ? model->arch.vocab_size : INT32_MAX;
+    size_t  n = 0;
+    model->tokenizer.host = model->host;
     if (model->has_weights) {
         (void)monet_arch_tensors(&model->arch, MONET_F32, model->tensors, model->n_tensors, &n);
-        result = monet__load_tensors(model, err);
-        if (result != MONET_OK) return result;
+        MONET__TRY(monet__load_tensors(model, err));
         memset(model->layers, 0, (size_t)model->arch.n_layers * sizeof *model->layers);
         monet__link_tensors(model);
-        result = monet__load_statistics(model, err);
-        if (result != MONET_OK) return result;
+        MONET__TRY(monet__load_statistics(model, err));
     }
-    result = monet__load_metadata(model, err);
-    if (result == MONET_OK && model->has_tokenizer)
-        result = monet__tok_build(&model->tokenizer, model->has_weights ? model->arch.vocab_size
-                                                                        : INT32_MAX, err);
-    return result;
+    MONET__TRY(monet__load_metadata(model, err));
+    if (model->has_tokenizer) MONET__TRY(monet__tok_build(&model->tokenizer, vocab_size, err));
+    return verify && model->has_weights ? monet_model_verify(model, err) : MONET_OK;
 }
 
 /* `draft` holds host, base, size and how the bytes were got; it is on the caller's stack. */
@@ -5115,31 +5199,26 @@ static monet_result monet__load(monet_model *draft, const monet_model_config *co
                                 monet_model **out, monet_error *err)
 {
     monet_model *model;
-    void        *arena;
     uint64_t     size, need = 0;
-    monet_result result = monet__load_magic(draft->base, draft->size, err);
-    if (result == MONET_OK) result = monet__load_sections(draft, err);
-    if (result == MONET_OK) result = monet__load_arch(draft, err);
-    if (result == MONET_OK) result = monet__load_counts(draft, err);
-    if (result != MONET_OK) return result;
-    size = monet__model_layout(draft, NULL);
-    if (!monet__add(&need, size + 64, draft->size + (draft->block && !draft->mapped ? 64 : 0)) ||
-        (config->max_bytes && need > config->max_bytes))
-        return monet__fail(err, MONET_ERROR_MEMORY, "model needs %U bytes, max_bytes is %U", need,
-                           config->max_bytes);
-    arena = monet__alloc(&draft->host, size + 64);
-    if (!arena) return monet__no_memory(err, "model", size + 64);
-    draft->arena = arena;
-    draft->arena_size = size + 64;
-    model = (monet_model *)(void *)monet__align(arena);
+    monet_result result;
+    MONET__TRY(monet__load_magic(draft->base, draft->size, err));
+    MONET__TRY(monet__load_sections(draft, err));
+    MONET__TRY(monet__load_arch(draft, err));
+    MONET__TRY(monet__load_counts(draft, err));
+    size = monet__model_layout(draft, NULL) + 64;
+    MONET__NEED(MEMORY, monet__add(&need, size, draft->size +
+                                   (draft->block && !draft->mapped ? 64 : 0)) &&
+                (!config->max_bytes || need <= config->max_bytes),
+                "model needs %U bytes, max_bytes is %U", need, config->max_bytes);
+    draft->arena_size = size;
+    draft->arena = monet__alloc(&draft->host, size);
+    if (!draft->arena) return monet__no_memory(err, "model", size);
+    model = (monet_model *)(void *)monet__align(draft->arena);
     *model = *draft;
     (void)monet__model_layout(model, (char *)model);
-    model->tokenizer.host = model->host;
-    result = monet__load_tables(model, err);
-    if (result == MONET_OK && config->verify && model->has_weights)
-        result = monet_model_verify(model, err);
-    if (result != MONET_OK) monet__free(&draft->host, arena, size + 64);
-    else *out = model;
+    result = monet__load_tables(model, config->verify, err);
+    if (result == MONET_OK) *out = model;
+    else monet__free(&draft->host, draft->arena, size);
     return result;
 }
 
@@ -5150,12 +5229,12 @@ static monet_result monet__load_begin(monet_model *draft, monet_model_config *fu
 {
     if (out) *out = NULL;
     memset(draft, 0, sizeof *draft);
-    if (!out || !source)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "load: path, data or out is NULL");
-    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float))
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "this build (big-endian, or MONET_REAL "
-                           "not float) loads no files");
-    return monet__config(full, sizeof *full, config, err);
+    MONET__NEED(ARGUMENT, out && source, "load: path, data or out is NULL");
+    MONET__NEED(UNSUPPORTED, !MONET__BIG_ENDIAN && sizeof(monet_real) == sizeof(float),
+                "this build (big-endian, or MONET_REAL not float) loads no files");
+    MONET__TRY(monet__config(full, sizeof *full, config, err));
+    draft->host = full->host;
+    return MONET_OK;
 }
 
 MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
@@ -5164,38 +5243,89 @@ MONET_API monet_result monet_model_load_memory(const void *data, size_t size,
 {
     monet_model        draft;
     monet_model_config full;
-    monet_result       result;
-    memset(&full, 0, sizeof full);
-    result = monet__load_begin(&draft, &full, config, data, out, err);
-    if (result != MONET_OK) return result;
-    draft.host = full.host;
-    if ((uintptr_t)data % 64)
-        return monet__fail(err, MONET_ERROR_ARGUMENT,
-                           "data is not aligned to 64 bytes: address is %U more than a multiple",
-                           (uint64_t)((uintptr_t)data % 64));
+    uint64_t           off = (uintptr_t)data % 64;
+    MONET__TRY(monet__load_begin(&draft, &full, config, data, out, err));
+    MONET__NEED(ARGUMENT, !off, "data is not aligned to 64 bytes: address is %U more than a "
+                "multiple", off);
     draft.base = (const uint8_t *)data;
     draft.size = size;
     return monet__load(&draft, &full, out, err);
 }
 
+static void monet__release_file(monet_model *model)
+{
+    if (!model->mapped) monet__free(&model->host, model->block, model->block_size);
+#ifndef MONET_NO_STDIO
+    else monet__file_unmap(model->block, model->block_size);
+#endif
+}
+
+#ifndef MONET_NO_STDIO
+/* The bytes of an open file: mapped, or read into memory. */
+static monet_result monet__load_bytes(monet_model *draft, const monet_model_config *config,
+                                      monet__file file, const char *path, monet_error *err)
+{
+    uint64_t size = draft->size;
+    MONET__NEED(FORMAT, size >= MONET__HEADER && size <= SIZE_MAX / 2,
+                "file is %U bytes: not a .monet file, or cut short", size);
+    MONET__NEED(MEMORY, !config->max_bytes || size <= config->max_bytes,
+                "file is %U bytes, max_bytes is %U", size, config->max_bytes);
+    if (!config->copy) draft->block = monet__file_map(file, size);
+    draft->mapped = draft->block != NULL;
+    draft->block_size = draft->mapped ? size : size + 64;
+    if (!draft->mapped) draft->block = monet__alloc(&draft->host, size + 64);
+    if (!draft->block) return monet__no_memory(err, "model file", size + 64);
+    draft->base = (const uint8_t *)monet__align(draft->block); /* a page is aligned anyway */
+    if (draft->mapped || monet__file_move(file, monet__align(draft->block), NULL, size))
+        return MONET_OK;
+    return monet__io_fail(err, "read", path);
+}
+
+/* Puts "path: " before a message that does not name the file. */
+static void monet__name_file(monet_error *err, const char *path)
+{
+    monet_error inner;
+    if (!err || !strncmp(err->message, path, strlen(path))) return;
+    inner = *err;
+    (void)monet__fail(err, inner.code, "%s: %s", path, inner.message);
+}
+
+MONET_API monet_result monet_model_load(const char *path, const monet_model_config *config,
+                                        monet_model **out, monet_error *err)
+{
+    monet_model        draft;
+    monet_model_config full;
+    monet__file        file;
+    monet_result       result;
+    MONET__TRY(monet__load_begin(&draft, &full, config, path, out, err));
+    MONET__TRY(monet__file_open(path, &file, &draft.size, err));
+    result = monet__load_bytes(&draft, &full, file, path, err);
+    (void)monet__file_close(file, false);
+    if (result == MONET_OK) result = monet__load(&draft, &full, out, err);
+    if (result == MONET_OK) return MONET_OK;
+    monet__name_file(err, path);
+    monet__release_file(&draft);
+    return result;
+}
+#endif
+
+/* ---- model: what it holds -------------------------------------------------------------------- */
 MONET_API monet_result monet_model_verify(const monet_model *model, monet_error *err)
 {
-    if (!model) return monet__fail(err, MONET_ERROR_ARGUMENT, "model is NULL");
+    const monet__span *moments;
+    MONET__NEED(ARGUMENT, model, "model is NULL");
     for (size_t k = 0; k < model->n_tensors; ++k) {
         const monet_tensor *t = &model->tensors[k];
         const uint8_t      *p = (const uint8_t *)t->data + t->size;
-        if (monet__hash_of(t->data, (size_t)t->size) != t->hash)
-            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: hash does not match, its bytes "
-                               "are damaged", t->name);
+        MONET__NEED(FORMAT, monet__hash_of(t->data, (size_t)t->size) == t->hash,
+                    "tensor %s: hash does not match, its bytes are damaged", t->name);
         for (uint64_t pad = t->offset + t->size; pad % 64; ++pad, ++p)
-            if (*p) return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: padding is not zero",
-                                       t->name);
+            MONET__NEED(FORMAT, !*p, "tensor %s: padding is not zero", t->name);
     }
-    if (model->sections[MONET__S_MOMENTS].data &&
-        monet__hash_of(model->sections[MONET__S_MOMENTS].data,
-                       (size_t)model->sections[MONET__S_MOMENTS].size) != model->moments_hash)
-        return monet__fail(err, MONET_ERROR_FORMAT, "section %d, the moments of training: hash "
-                           "does not match", MONET__S_MOMENTS);
+    moments = &model->sections[MONET__S_MOMENTS];
+    MONET__NEED(FORMAT, !moments->data ||
+                monet__hash_of(moments->data, (size_t)moments->size) == model->moments_hash,
+                "section %d, the moments of training: hash does not match", MONET__S_MOMENTS);
     return MONET_OK;
 }
 
@@ -5204,11 +5334,7 @@ MONET_API void monet_model_free(monet_model *model)
     monet_host host;
     if (!model) return;
     host = model->host;
-#if MONET__POSIX && !defined(MONET_NO_STDIO)
-    if (model->mapped) munmap(model->block, (size_t)model->block_size);
-    else
-#endif
-        monet__free(&host, model->block, model->block_size);
+    monet__release_file(model);
     monet__free(&host, model->arena, model->arena_size);
 }
 
@@ -5281,6 +5407,11 @@ static void monet__emit_bytes(monet__sink *s, const void *data, size_t size)
     s->n += size;
 }
 
+static void monet__emit_ints(monet__sink *s, const int32_t *values, int count)
+{
+    while (count--) monet__emit(s, (uint32_t)*values++, 4);
+}
+
 static void monet__emit_align(monet__sink *s)
 {
     while (s->n % 64) monet__emit(s, 0, 1);
@@ -5297,14 +5428,10 @@ static void monet__emit_arch(monet__sink *s, const monet_arch *a)
 
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
-    char name[64];
-    memset(name, 0, sizeof name);
-    memcpy(name, t->name, strlen(t->name));
-    monet__emit_bytes(s, name, 64);
+    monet__emit_bytes(s, t->name, 64); /* zeros behind it: monet__describe_tensor */
     monet__emit(s, (uint32_t)t->dtype, 4);
     monet__emit(s, (uint32_t)t->source_dtype, 4);
-    monet__emit(s, (uint32_t)t->n_dims, 4);
-    monet__emit(s, 0, 4);
+    monet__emit(s, (uint64_t)t->n_dims, 8);
     monet__emit(s, (uint64_t)t->shape[0], 8);
     monet__emit(s, (uint64_t)t->shape[1], 8);
     monet__emit(s, t->offset, 8);
@@ -5315,32 +5442,28 @@ static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 
 static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
 {
-    uint64_t blob = 0;
-    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
-    monet__emit(s, (uint32_t)t->n_pieces, 4);
-    monet__emit(s, (uint32_t)t->n_merges, 4);
-    monet__emit(s, (uint32_t)t->n_eos, 4);
-    monet__emit(s, blob, 4);
-    monet__emit(s, (uint32_t)t->unk_id, 4);
-    monet__emit(s, (uint32_t)t->bos_id, 4);
-    monet__emit(s, (uint32_t)t->prefix_space, 4);
-    monet__emit(s, (uint32_t)t->strip_space, 4);
+    const monet_piece *end = t->pieces + t->n_pieces;
+    uint64_t           blob = 0;
+    int32_t            head[8];
+    for (const monet_piece *p = t->pieces; p < end; ++p) blob += (uint64_t)p->size;
+    head[0] = t->n_pieces, head[1] = t->n_merges, head[2] = t->n_eos, head[3] = (int32_t)blob;
+    head[4] = t->unk_id, head[5] = t->bos_id;
+    head[6] = t->prefix_space, head[7] = t->strip_space;
+    monet__emit_ints(s, head, 8);
     blob = 0;
-    for (int32_t k = 0; k < t->n_pieces; ++k) {
+    for (const monet_piece *p = t->pieces; p < end; blob += (uint64_t)p->size, ++p) {
         monet__emit(s, blob, 4);
-        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
-        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
-        monet__emit(s, monet__bits(t->pieces[k].score), 4);
-        blob += (uint64_t)t->pieces[k].size;
+        monet__emit(s, (uint64_t)p->size, 2);
+        monet__emit(s, (uint64_t)p->type, 2);
+        monet__emit(s, monet__bits(p->score), 4);
     }
     for (int32_t k = 0; k < t->n_merges; ++k) {
-        monet__emit(s, (uint32_t)t->merges[k].left, 4);
-        monet__emit(s, (uint32_t)t->merges[k].right, 4);
-        monet__emit(s, (uint32_t)t->merges[k].result, 4);
+        const int32_t merge[3] = {t->merges[k].left, t->merges[k].right, t->merges[k].result};
+        monet__emit_ints(s, merge, 3);
     }
-    for (int32_t k = 0; k < t->n_eos; ++k) monet__emit(s, (uint32_t)t->eos_ids[k], 4);
-    for (int32_t k = 0; k < t->n_pieces; ++k)
-        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
+    monet__emit_ints(s, t->eos_ids, t->n_eos);
+    for (const monet_piece *p = t->pieces; p < end; ++p)
+        monet__emit_bytes(s, p->bytes, (size_t)p->size);
 }
 
 static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
@@ -5357,92 +5480,87 @@ static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t
 typedef struct monet__plan {
     monet_tensor *tensors;
     size_t        n_tensors;
+    uint64_t      begin[MONET__S_COUNT], end[MONET__S_COUNT]; /* of sections; 0 = not there */
     uint64_t      header_size; /* all sections but the data and the moments */
-    uint64_t      entries;     /* where the tensor section begins */
     uint64_t      file_size;
 } monet__plan;
 
 static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw, int kind)
 {
-    switch (kind) {
-    case MONET__S_TOKENIZER: return c->tokenizer || raw[kind].data;
-    case MONET__S_METADATA: return c->n_metadata > 0 || raw[kind].data;
-    case MONET__S_STATE:
-    case MONET__S_MOMENTS: return raw[kind].data != NULL;
-    default: return c->arch != NULL;
-    }
+    if (kind <= MONET__S_TENSORS || kind == MONET__S_DATA) return c->arch != NULL;
+    return raw[kind].data || (kind == MONET__S_TOKENIZER && c->tokenizer) ||
+           (kind == MONET__S_METADATA && c->n_metadata);
 }
 
-/* The header of a file: sections in order, then their table and the fixed part before them. `raw`
-   sections are copied as they are; data and moments come behind the header.                      */
+/* The header of a file, all but hashes and tensors: monet__seal_header. `raw` sections are copied
+   as they are; data and moments come behind the header.                                          */
 static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_writer_config *c,
                                const monet__span *raw, uint64_t data_size)
 {
-    static const int order[] = {MONET__S_ARCH,  MONET__S_TENSORS, MONET__S_TOKENIZER,
-                                MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA,
-                                MONET__S_MOMENTS};
-    uint64_t counts[MONET__S_COUNT], begin[MONET__S_COUNT + 1], end[MONET__S_COUNT], tail = 0;
-    int      n = 0, kinds[MONET__S_COUNT];
-    for (size_t k = 0; k < sizeof order / sizeof *order; ++k)
-        if (monet__plan_has(c, raw, order[k])) kinds[n++] = order[k];
-    s->n = MONET__HEADER + (uint64_t)n * MONET__SECTION;
-    for (int k = 0; k < n; ++k) {
+    static const int order[] = {MONET__S_ARCH, MONET__S_TENSORS, MONET__S_TOKENIZER,
+                                MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA, MONET__S_MOMENTS};
+    const int   *kind, *end = order + sizeof order / sizeof *order;
+    monet__sink  table = {s->p, MONET__HEADER};
+    uint64_t     n = 0, tail = 0, count;
+    for (kind = order; kind < end; ++kind) n += monet__plan_has(c, raw, *kind);
+    s->n = MONET__HEADER + n * MONET__SECTION;
+    for (kind = order; kind < end; ++kind) {
+        if (!monet__plan_has(c, raw, *kind)) continue;
         monet__emit_align(s);
-        begin[k] = s->n + tail;
-        counts[k] = 1;
-        switch (kinds[k]) {
+        w->begin[*kind] = s->n + tail;
+        count = 1;
+        switch (*kind) {
         case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
-        case MONET__S_TENSORS:
-            w->entries = s->n;
-            counts[k] = w->n_tensors;
-            if (!s->p) s->n += (uint64_t)w->n_tensors * MONET__ENTRY;
-            for (size_t t = 0; s->p && t < w->n_tensors; ++t) monet__emit_tensor(s, &w->tensors[t]);
-            break;
-        case MONET__S_TOKENIZER:
-            if (c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
-            else monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
-            break;
-        case MONET__S_STATE:
-            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
-            break;
-        case MONET__S_METADATA:
-            counts[k] = c->n_metadata + raw[kinds[k]].count;
-            monet__emit_bytes(s, raw[kinds[k]].data, (size_t)raw[kinds[k]].size);
-            monet__emit_metadata(s, c->metadata, c->n_metadata);
-            break;
-        case MONET__S_MOMENTS: tail += raw[kinds[k]].size; break;
-        default: counts[k] = w->n_tensors, tail += data_size; break;
+        case MONET__S_TENSORS: count = w->n_tensors, s->n += count * MONET__ENTRY; break;
+        case MONET__S_DATA: count = w->n_tensors, tail += data_size; break;
+        case MONET__S_MOMENTS: tail += raw[MONET__S_MOMENTS].size; break;
+        default: monet__emit_bytes(s, raw[*kind].data, (size_t)raw[*kind].size); break;
         }
-        end[k] = s->n + tail;
+        if (*kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
+        if (*kind == MONET__S_METADATA) {
+            count = raw[*kind].count + c->n_metadata;
+            monet__emit_metadata(s, c->metadata, c->n_metadata);
+        }
+        w->end[*kind] = s->n + tail;
+        monet__emit(&table, (uint64_t)*kind, 4);
+        monet__emit(&table, *kind <= MONET__S_DATA, 4); /* readers may skip what training adds */
+        monet__emit(&table, w->begin[*kind], 8);
+        monet__emit(&table, w->end[*kind] - w->begin[*kind], 8);
+        monet__emit(&table, 0, 8);
+        monet__emit(&table, count, 8);
     }
-    if (!c->arch) monet__emit_align(s);
+    monet__emit_align(s);
     w->header_size = s->n;
     w->file_size = s->n + tail;
-    if (!s->p) return;
-    for (int k = 0; k < n; ++k) {
-        monet__sink entry;
-        entry.p = s->p + MONET__HEADER + k * MONET__SECTION;
-        entry.n = 0;
-        monet__emit(&entry, (uint64_t)kinds[k], 4);
-        monet__emit(&entry, kinds[k] <= MONET__S_DATA, 4); /* readers may skip what training adds */
-        monet__emit(&entry, begin[k], 8);
-        monet__emit(&entry, end[k] - begin[k], 8);
-        monet__emit(&entry, kinds[k] == MONET__S_DATA || kinds[k] == MONET__S_MOMENTS ? 0 :
-                    monet__hash_of(
-                    s->p + begin[k], (size_t)(end[k] - begin[k])), 8);
-        monet__emit(&entry, counts[k], 8);
-    }
     s->n = 0;
     monet__emit_bytes(s, monet__magic, 8);
-    monet__emit(s, 1, 2);
-    monet__emit(s, 0, 2);
+    monet__emit(s, 1, 4); /* version 1.0 */
     monet__emit(s, 0x01020304u, 4);
     monet__emit(s, w->file_size, 8);
     monet__emit(s, 0, 8);
-    monet__emit(s, (uint64_t)n, 8);
-    monet__emit(s, monet__hash_of(s->p + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
-    monet__emit(s, 0, 8);
-    monet__emit(s, monet__hash_of(s->p, 56), 8);
+    monet__emit(s, n, 8);
+}
+
+/* The entries of the tensors and all hashes, which are known last. */
+static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_t moments_hash)
+{
+    uint64_t    n = monet__u32(header + 32);
+    monet__sink s = {header, plan->begin[MONET__S_TENSORS]};
+    for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
+    for (uint64_t k = 0; k < n; ++k) {
+        uint64_t kind, at = MONET__HEADER + k * MONET__SECTION, hash = 0;
+        kind = monet__u32(header + at);
+        if (kind == MONET__S_MOMENTS) hash = moments_hash;
+        else if (kind != MONET__S_DATA)
+            hash = monet__hash_of(header + plan->begin[kind],
+                                  (size_t)(plan->end[kind] - plan->begin[kind]));
+        s.n = at + 24;
+        monet__emit(&s, hash, 8);
+    }
+    s.n = 40;
+    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    s.n = 56;
+    monet__emit(&s, monet__hash_of(header, 56), 8);
 }
 
 /* Metadata and tokenizer that a caller gives: what must hold before they are written. */
@@ -5450,19 +5568,20 @@ static monet_result monet__content_check(const monet_writer_config *c, monet_err
 {
     const monet_tokenizer_data *t = c->tokenizer;
     for (size_t k = 0; k < c->n_metadata; ++k)
-        if (!c->metadata || !c->metadata[k].key || !c->metadata[k].value ||
-            strlen(c->metadata[k].key) > INT32_MAX || strlen(c->metadata[k].value) > INT32_MAX)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "metadata %U: NULL or too long",
-                               (uint64_t)k);
+        MONET__NEED(ARGUMENT, c->metadata && c->metadata[k].key && c->metadata[k].value &&
+                    strlen(c->metadata[k].key) <= INT32_MAX &&
+                    strlen(c->metadata[k].value) <= INT32_MAX, "metadata %U: NULL or too long",
+                    (uint64_t)k);
     if (!t) return MONET_OK;
-    if (t->n_pieces < 0 || t->n_merges < 0 || t->n_eos < 0 || (t->n_pieces && !t->pieces) ||
-        (t->n_merges && !t->merges) || (t->n_eos && !t->eos_ids))
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: a count below 0, or no array");
-    for (int32_t k = 0; k < t->n_pieces; ++k)
-        if (!t->pieces[k].bytes || t->pieces[k].size < 1 || t->pieces[k].size > 65535 ||
-            t->pieces[k].type < 1 || t->pieces[k].type > MONET_PIECE_BYTE)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer: piece %d has %d bytes and "
-                               "type %d", k, t->pieces[k].size, t->pieces[k].type);
+    MONET__NEED(ARGUMENT, t->n_pieces >= 0 && t->n_merges >= 0 && t->n_eos >= 0 &&
+                (t->pieces || !t->n_pieces) && (t->merges || !t->n_merges) &&
+                (t->eos_ids || !t->n_eos), "tokenizer: a count below 0, or no array");
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
+        const monet_piece *p = &t->pieces[k];
+        MONET__NEED(ARGUMENT, p->bytes && p->size >= 1 && p->size <= 65535 && p->type >= 1 &&
+                    p->type <= MONET_PIECE_BYTE, "tokenizer: piece %d has %d bytes and type %d", k,
+                    p->size, p->type);
+    }
     return MONET_OK;
 }
 
@@ -5501,69 +5620,52 @@ static void monet__init_tensor(const monet_tensor *t, void *data, int id, uint64
                        monet__normal(seed, number, (uint64_t)r * (uint64_t)columns + (uint64_t)c));
 }
 
-/* Fills in and loads a file in memory. `from` gives the weights; NULL = random ones. */
-static monet_result monet__model_fill(monet__plan *plan, const monet_writer_config *c,
-                                      const monet__span *raw, const monet_model_config *config,
-                                      const monet_model *from, uint64_t seed, monet_model *draft,
-                                      monet_model **out, monet_error *err)
-{
-    monet__sink sink;
-    size_t      k = 0;
-    sink.p = (uint8_t *)monet__align(draft->block);
-    memset(sink.p, 0, (size_t)draft->size);
-    for (int layer = -1; layer <= c->arch->n_layers; ++layer)
-        for (int id = 0; id < MONET__T_COUNT; ++id) {
-            monet_tensor *t = &plan->tensors[k];
-            char         *data;
-            if (!monet__has_tensor(c->arch, id, layer)) continue;
-            data = (char *)sink.p + plan->header_size + t->offset;
-            if (from) monet__widen_tensor(t, data, &from->tensors[k]);
-            else monet__init_tensor(t, data, id, seed, k);
-            t->hash = monet__hash_of(data, (size_t)t->size);
-            ++k;
-        }
-    monet__emit_header(plan, &sink, c, raw, plan->file_size - plan->header_size);
-    draft->base = sink.p;
-    return monet__load(draft, config, out, err);
-}
-
-/* A model in memory, all weights native: copied, or random if from is NULL. c->arch is complete. */
+/* A model in memory, all weights native: copied from `from`, or random if it is NULL. A file is
+   filled in and loaded. c->arch is complete.                                                     */
 static monet_result monet__model_new(const monet_writer_config *c, const monet__span *raw,
                                      const monet_model_config *config, const monet_model *from,
                                      uint64_t seed, monet_model **out, monet_error *err)
 {
-    monet__plan  plan;
-    monet__sink  sink;
-    monet_model  draft;
-    uint64_t     total = 0, table;
-    monet_result result = MONET_OK;
-    size_t       n = 0;
-    fenv_t       own;
-    memset(&plan, 0, sizeof plan);
+    size_t        n = monet__count_tensors(c->arch);
+    uint64_t      total = 0, table = (uint64_t)n * sizeof(monet_tensor);
+    monet_tensor *t = (monet_tensor *)monet__alloc(&config->host, table);
+    monet__plan   plan;
+    monet__sink   sink = {NULL, 0};
+    monet_model   draft;
+    monet_result  result;
+    fenv_t        own;
+    if (!t) return monet__no_memory(err, "model", table);
     memset(&draft, 0, sizeof draft);
     draft.host = config->host;
-    plan.n_tensors = monet__count_tensors(c->arch);
-    table = (uint64_t)plan.n_tensors * sizeof *plan.tensors;
-    plan.tensors = (monet_tensor *)monet__alloc(&draft.host, table);
-    if (!plan.tensors) return monet__no_memory(err, "model", table);
-    if (monet_arch_tensors(c->arch, MONET_F32, plan.tensors, plan.n_tensors, &n) != MONET_OK ||
-        !monet__place_tensors(plan.tensors, n, &total) || total > SIZE_MAX / 4)
-        result = monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
-    if (result == MONET_OK) {
-        sink.p = NULL, sink.n = 0;
-        monet__emit_header(&plan, &sink, c, raw, total);
-        draft.size = plan.file_size;
-        draft.block_size = plan.file_size + 64;
-        draft.block = monet__alloc(&draft.host, draft.block_size);
-        if (!draft.block) result = monet__no_memory(err, "model", draft.block_size);
+    plan.tensors = t, plan.n_tensors = n;
+    if (monet_arch_tensors(c->arch, MONET_F32, t, n, &n) != MONET_OK ||
+        !monet__place_tensors(t, n, &total) || total > SIZE_MAX / 4) {
+        monet__free(&draft.host, t, table);
+        return monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
     }
-    if (result == MONET_OK) {
+    monet__emit_header(&plan, &sink, c, raw, total);
+    draft.size = plan.file_size;
+    draft.block_size = plan.file_size + 64;
+    draft.block = monet__alloc(&draft.host, draft.block_size);
+    result = draft.block ? MONET_OK : monet__no_memory(err, "model", draft.block_size);
+    if (draft.block) {
+        sink.p = (uint8_t *)monet__align(draft.block);
+        draft.base = sink.p;
+        memset(sink.p, 0, (size_t)draft.size);
         monet__mode_begin(&own);
-        result = monet__model_fill(&plan, c, raw, config, from, seed, &draft, out, err);
+        for (int layer = -1, id = -1, k = 0; monet__next_tensor(c->arch, &layer, &id); ++k) {
+            uint8_t *data = sink.p + plan.header_size + t[k].offset;
+            if (from) monet__widen_tensor(&t[k], data, &from->tensors[k]);
+            else monet__init_tensor(&t[k], data, id, seed, (uint64_t)k);
+            t[k].hash = monet__hash_of(data, (size_t)t[k].size);
+        }
         monet__mode_end(&own);
-        if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
+        monet__emit_header(&plan, &sink, c, raw, total);
+        monet__seal_header(&plan, sink.p, 0);
+        result = monet__load(&draft, config, out, err);
     }
-    monet__free(&draft.host, plan.tensors, table);
+    if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
+    monet__free(&draft.host, t, table);
     return result;
 }
 
@@ -5575,23 +5677,18 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
     monet_model_config  full;
     monet_arch          arch;
     monet__span         raw[MONET__S_COUNT];
-    monet_result        result;
     if (out) *out = NULL;
-    memset(&c, 0, sizeof c);
-    if (!content || !out)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "create: content or out is NULL");
-    result = monet__config(&c, sizeof c, content, err);
-    if (result == MONET_OK) result = monet__config(&full, sizeof full, config, err);
-    if (result != MONET_OK) return result;
-    if (!c.arch || c.tensors)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "create: content->%s NULL",
-                           c.tensors ? "tensors is not" : "arch is");
+    memset(raw, 0, sizeof raw);
+    MONET__NEED(ARGUMENT, content && out, "create: content or out is NULL");
+    MONET__TRY(monet__config(&c, sizeof c, content, err));
+    MONET__TRY(monet__config(&full, sizeof full, config, err));
+    MONET__NEED(ARGUMENT, c.arch && !c.tensors, "create: content->%s NULL",
+                c.tensors ? "tensors is not" : "arch is");
     arch = *c.arch;
     c.arch = &arch;
-    result = monet_arch_check(&arch, err);
-    if (result == MONET_OK) result = monet__content_check(&c, err);
-    memset(raw, 0, sizeof raw);
-    return result == MONET_OK ? monet__model_new(&c, raw, &full, NULL, seed, out, err) : result;
+    MONET__TRY(monet_arch_check(&arch, err));
+    MONET__TRY(monet__content_check(&c, err));
+    return monet__model_new(&c, raw, &full, NULL, seed, out, err);
 }
 
 /* ---- save ----------------------------------------------------------------------------- >>save
@@ -5599,110 +5696,6 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
    folder is synced: at every moment the old file or the new one is there, whole. A failed fsync is
    never repeated: the system may have dropped the data, and the second call would succeed.       */
 #ifndef MONET_NO_STDIO
-#if MONET__POSIX
-#ifndef O_CLOEXEC
-#define MONET__CLOEXEC 0
-#else
-#define MONET__CLOEXEC O_CLOEXEC
-#endif
-#if defined(__STRICT_ANSI__) && !defined(__cplusplus)
-extern int fsync(int fd); /* -std=c99 hides it */
-#endif
-typedef int monet__file;
-#define MONET__NO_FILE (-1)
-#else
-typedef FILE *monet__file;
-#define MONET__NO_FILE NULL
-#endif
-
-static monet_result monet__io_fail(monet_error *err, const char *what, const char *path)
-{
-    return monet__fail(err, MONET_ERROR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
-}
-
-#if MONET__POSIX
-static bool monet__file_write(monet__file file, const void *data, size_t size)
-{
-    const char *p = (const char *)data;
-    while (size) {
-        ssize_t n = write(file, p, size < (1u << 30) ? size : (1u << 30));
-        if (n < 0 && errno == EINTR) continue;
-        if (n == 0) errno = EIO;
-        if (n <= 0) return false;
-        p += n, size -= (size_t)n;
-    }
-    return true;
-}
-
-static bool monet__file_rewind(monet__file file) { return lseek(file, 0, SEEK_SET) == 0; }
-
-static bool monet__file_close(monet__file file, bool sync)
-{
-    bool synced = true, closed;
-    int  reason;
-    if (sync)
-        do synced = fsync(file) == 0;
-        while (!synced && errno == EINTR); /* not a failure yet: nothing was dropped */
-    reason = errno;
-    closed = close(file) == 0 || errno == EINTR; /* then it is closed all the same */
-    if (!synced) errno = reason;
-    return synced && closed;
-}
-
-static int monet__open(const char *path, int flags)
-{
-    int file;
-    do file = open(path, flags | MONET__CLOEXEC, 0666);
-    while (file < 0 && errno == EINTR);
-    return file;
-}
-
-static void monet__sync_folder(char *path) /* path is changed and put back */
-{
-    char *slash = strrchr(path, '/'), kept = slash ? slash[1] : 0;
-    int   fd;
-    if (slash) slash[1] = 0;
-    fd = monet__open(slash ? path : ".", O_RDONLY);
-    if (slash) slash[1] = kept;
-    if (fd < 0) return; /* some file systems have no folders to sync */
-    (void)fsync(fd);
-    (void)close(fd);
-}
-
-static monet__file monet__file_create(const char *path)
-{
-    return monet__open(path, O_WRONLY | O_CREAT | O_EXCL);
-}
-
-static int monet__process(void) { return (int)getpid(); }
-static bool monet__file_rename(const char *from, const char *to) { return !rename(from, to); }
-#else
-static bool monet__file_write(monet__file file, const void *data, size_t size)
-{
-    return fwrite(data, 1, size, file) == size;
-}
-static bool monet__file_rewind(monet__file file) { return fseek(file, 0, SEEK_SET) == 0; }
-static bool monet__file_close(monet__file file, bool sync)
-{
-    bool flushed = !sync || fflush(file) == 0;
-    return fclose(file) == 0 && flushed;
-}
-static void monet__sync_folder(char *path) { (void)path; }
-static monet__file monet__file_create(const char *path)
-{
-    FILE *old = fopen(path, "rb");
-    if (!old) return fopen(path, "wb");
-    fclose(old);
-    errno = EEXIST;
-    return NULL;
-}
-static int monet__process(void) { return 0; }
-static bool monet__file_rename(const char *from, const char *to)
-{
-    return (remove(to), !rename(from, to)); /* not in one step on such a system */
-}
-#endif
-
 struct monet_writer {
     monet_host    host;
     void         *arena;       /* the block that this struct lies in */
@@ -5720,135 +5713,60 @@ struct monet_writer {
     bool          failed, finished;
 };
 
-/* Hashes of tensors, of their section and of the moments are known last. */
-static void monet__finish_header(monet__plan *plan, uint8_t *header, uint64_t moments_hash)
+/* Would the tokenizer in this header load? Opens and indexes it. */
+static monet_result monet__writer_tokenizer(const monet_writer *w, monet_error *err)
 {
-    monet__sink s;
-    uint8_t    *table = header + MONET__HEADER;
-    uint64_t    n = monet__u32(header + 32);
-    s.p = header;
-    s.n = plan->entries;
-    for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
-    for (uint64_t k = 0; k < n; ++k, table += MONET__SECTION) {
-        uint32_t kind = monet__u32(table);
-        s.p = table, s.n = 24;
-        if (kind == MONET__S_TENSORS)
-            monet__emit(&s, monet__hash_of(header + plan->entries,
-                                           plan->n_tensors * MONET__ENTRY), 8);
-        if (kind == MONET__S_MOMENTS) monet__emit(&s, moments_hash, 8);
-    }
-    s.p = header, s.n = 40;
-    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
-    s.n = 56;
-    monet__emit(&s, monet__hash_of(header, 56), 8);
-}
-
-/* Would this tokenizer load? Writes its section to memory, opens and indexes it. */
-static monet_result monet__writer_tokenizer(const monet_host *host,
-                                            const monet_tokenizer_data *data, monet_error *err)
-{
+    uint64_t        at = w->plan.begin[MONET__S_TOKENIZER], size;
     monet_tokenizer t;
-    monet__sink     sink;
     monet_result    result;
-    void           *index = NULL;
-    uint64_t        size;
-    sink.p = NULL, sink.n = 0;
-    monet__emit_tokenizer(&sink, data);
-    size = sink.n;
-    sink.p = (uint8_t *)monet__alloc(host, size), sink.n = 0;
-    if (!sink.p) return monet__no_memory(err, "tokenizer", size);
-    monet__emit_tokenizer(&sink, data);
-    result = monet__tok_open(&t, sink.p, size, err);
-    if (result == MONET_OK) {
-        index = monet__alloc(host, t.index_size + 64);
-        if (index) t.pairs = (monet__tok_pair *)(void *)monet__align(index);
-        result = index ? monet__tok_build(&t, INT32_MAX, err)
-                       : monet__no_memory(err, "tokenizer", t.index_size + 64);
-        monet__free(host, index, t.index_size + 64);
-    }
-    monet__free(host, sink.p, size);
+    void           *index;
+    MONET__TRY(monet__tok_open(&t, w->header + at, w->plan.end[MONET__S_TOKENIZER] - at, err));
+    size = t.index_size + 64;
+    index = monet__alloc(&w->host, size);
+    if (!index) return monet__no_memory(err, "tokenizer", size);
+    t.pairs = (monet__tok_pair *)(void *)monet__align(index);
+    result = monet__tok_build(&t, INT32_MAX, err);
+    monet__free(&w->host, index, size);
     return result;
 }
 
-/* The caller's descriptions against our own: only dtypes may differ. */
-static monet_result monet__writer_shapes(const monet_arch *arch, const monet_tensor *given,
-                                         monet_error *err)
+/* Our own description of the tensors, with the caller's dtypes: all else must be equal. */
+static monet_result monet__writer_tensors(monet__plan *plan, const monet_writer_config *c,
+                                          uint64_t *total, monet_error *err)
 {
-    for (int layer = -1; layer <= arch->n_layers; ++layer)
-        for (int id = 0; id < MONET__T_COUNT; ++id) {
-            monet_tensor t;
-            if (!monet__has_tensor(arch, id, layer)) continue;
-            monet__describe_tensor(&t, arch, id, layer, MONET_F32);
-            if (memcmp(t.name, given->name, sizeof t.name) || t.layout != given->layout ||
-                t.panel != given->panel || t.n_dims != given->n_dims ||
-                t.shape[0] != given->shape[0] || t.shape[1] != given->shape[1])
-                return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: its description is not "
-                                   "that of monet_arch_tensors", t.name);
-            ++given;
-        }
-    return MONET_OK;
-}
-
-/* ---- save: the writer ------------------------------------------------------------------------ */
-static monet_result monet__writer_check(const monet_writer_config *c, monet_error *err)
-{
-    monet_arch   arch;
-    monet_result result = monet__content_check(c, err);
-    if (result != MONET_OK) return result;
-    if (!c->arch)
-        return c->tokenizer ? MONET_OK : monet__fail(err, MONET_ERROR_ARGUMENT,
-                                                     "neither an architecture nor a tokenizer");
-    arch = *c->arch;
-    result = monet_arch_check(&arch, err);
-    if (result != MONET_OK) return result;
-    if (memcmp(&arch, c->arch, sizeof arch))
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "arch has defaults left: monet_arch_check");
-    if (!c->tensors || c->n_tensors != monet__count_tensors(&arch))
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "%U tensors given, the model has %U",
-                           (uint64_t)c->n_tensors, (uint64_t)monet__count_tensors(&arch));
-    if (c->tokenizer && c->tokenizer->n_pieces > arch.vocab_size)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "tokenizer has %d pieces, vocab_size is %d",
-                           c->tokenizer->n_pieces, arch.vocab_size);
-    return monet__writer_shapes(&arch, c->tensors, err);
-}
-
-/* Our own description of the tensors, with the caller's dtypes. */
-static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_config *c,
-                                          monet_error *err)
-{
-    uint64_t total = 0;
-    size_t   n = 0;
+    size_t n = 0;
+    *total = 0;
     if (!c->arch) return MONET_OK;
-    (void)monet_arch_tensors(c->arch, MONET_F32, w->plan.tensors, w->plan.n_tensors, &n);
+    (void)monet_arch_tensors(c->arch, MONET_F32, plan->tensors, plan->n_tensors, &n);
     for (size_t k = 0; k < n; ++k) {
-        const monet_tensor *t = &c->tensors[k];
-        if (!monet_dtype_size(t->dtype) || !monet_dtype_size(t->source_dtype) ||
-            (w->plan.tensors[k].n_dims == 1 && t->dtype != MONET_F32))
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: dtype %d from %d cannot be "
-                               "written", t->name, (int)t->dtype, (int)t->source_dtype);
-        w->plan.tensors[k].dtype = t->dtype;
-        w->plan.tensors[k].source_dtype = t->source_dtype;
+        const monet_tensor *given = &c->tensors[k];
+        monet_tensor       *t = &plan->tensors[k];
+        MONET__NEED(ARGUMENT, !memcmp(t->name, given->name, sizeof t->name) &&
+                    t->layout == given->layout && t->panel == given->panel &&
+                    t->n_dims == given->n_dims && t->shape[0] == given->shape[0] &&
+                    t->shape[1] == given->shape[1],
+                    "tensor %s: its description is not that of monet_arch_tensors", t->name);
+        MONET__NEED(ARGUMENT, monet_dtype_size(given->dtype) &&
+                    monet_dtype_size(given->source_dtype) &&
+                    (t->n_dims > 1 || given->dtype == MONET_F32),
+                    "tensor %s: dtype %d from %d cannot be written", t->name, (int)given->dtype,
+                    (int)given->source_dtype);
+        t->dtype = given->dtype;
+        t->source_dtype = given->source_dtype;
     }
-    return monet__place_tensors(w->plan.tensors, n, &total) ? MONET_OK : monet__fail(
-        err, MONET_ERROR_ARGUMENT, "tensors are larger than 2^62 bytes");
-}
-
-static uint64_t monet__data_size(const monet_tensor *t, size_t n)
-{
-    return n ? monet__round_up(t[n - 1].offset + t[n - 1].size, 64) : 0;
+    MONET__NEED(ARGUMENT, monet__place_tensors(plan->tensors, n, total),
+                "tensors are larger than 2^62 bytes");
+    return MONET_OK;
 }
 
 static monet_result monet__writer_open(monet_writer *w, monet_error *err)
 {
+    char digits[22], *end = monet__append(w->temp, w->path);
+    end = monet__append(end, ".tmp.");
+    end = monet__append(end, monet__decimal(digits, (uint64_t)monet__process(), false));
+    end = monet__append(end, ".");
     for (unsigned n = 0; n < 1000; ++n) {
-        char        digits[2][22];
-        const char *parts[5] = {w->path, ".tmp.", NULL, ".", NULL};
-        char       *p = w->temp;
-        parts[2] = monet__decimal(digits[0], (uint64_t)monet__process(), false);
-        parts[4] = monet__decimal(digits[1], n, false);
-        for (int k = 0; k < 5; ++k)
-            for (const char *s = parts[k]; *s; ++s) *p++ = *s;
-        *p = 0;
+        (void)monet__append(end, monet__decimal(digits, n, false));
         w->file = monet__file_create(w->temp);
         if (w->file != MONET__NO_FILE) return MONET_OK;
         if (errno != EEXIST) break;
@@ -5856,35 +5774,16 @@ static monet_result monet__writer_open(monet_writer *w, monet_error *err)
     return monet__io_fail(err, "create", w->temp);
 }
 
-/* One allocation: the writer, its tables, the header, room for one panel. `raw` sections are
-   copied as they are.                                                                            */
-static monet_writer *monet__writer_layout(monet_writer *draft, const monet_writer_config *c,
-                                          const char *path, const monet__span *raw)
+/* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
+static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
 {
-    monet__arena arena;
-    monet__sink  sink;
-    char        *block = NULL;
-    for (int pass = 0; pass < 2; ++pass) {
-        arena.base = block;
-        arena.overflow = false;
-        arena.used = sizeof *draft;
-        draft->plan.tensors = (monet_tensor *)monet__take(&arena, draft->plan.n_tensors,
-                                                     sizeof(monet_tensor));
-        draft->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
-        draft->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
-        draft->panel = (char *)monet__take(&arena, draft->panel_size, 1);
-        sink.p = NULL;
-        if (!pass) monet__emit_header(&draft->plan, &sink, c, raw, 0);
-        draft->header = (uint8_t *)monet__take(&arena, draft->plan.header_size, 1);
-        if (arena.overflow) return NULL;
-        if (pass) break;
-        draft->arena_size = arena.used + 64;
-        draft->arena = monet__alloc(&draft->host, draft->arena_size);
-        if (!draft->arena) return NULL;
-        block = monet__align(draft->arena);
-    }
-    memcpy(block, draft, sizeof *draft);
-    return (monet_writer *)(void *)block;
+    monet__arena arena = {base, sizeof *w, false};
+    w->plan.tensors = (monet_tensor *)monet__take(&arena, w->plan.n_tensors, sizeof(monet_tensor));
+    w->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
+    w->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
+    w->panel = (char *)monet__take(&arena, w->panel_size, 1);
+    w->header = (uint8_t *)monet__take(&arena, w->plan.header_size, 1);
+    return arena.overflow ? 0 : arena.used + 64;
 }
 
 static monet_result monet__writer_new(const char *path, const monet_writer_config *c,
@@ -5892,33 +5791,35 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
                                       monet_error *err)
 {
     monet_writer draft, *w;
-    monet__sink  sink;
+    monet__sink  sink = {NULL, 0};
+    uint64_t     total;
     monet_result result;
     memset(&draft, 0, sizeof draft);
     draft.host = c->host;
     draft.plan.n_tensors = c->arch ? c->n_tensors : 0;
     draft.file = MONET__NO_FILE;
-    for (size_t k = 0; k < draft.plan.n_tensors; ++k) {
-        monet_tensor t = c->tensors[k];
-        uint64_t     size = monet__panel_size(&t) * sizeof(double);
-        if (t.layout == MONET_ROWS) size = (uint64_t)monet__cols(&t) * sizeof(double);
-        if (size > draft.panel_size) draft.panel_size = size;
+    for (int id = 0; c->arch && id < MONET__T_COUNT; ++id) {
+        monet_tensor t;
+        monet__describe_tensor(&t, c->arch, id, 0, MONET_F32); /* no dtype takes more */
+        if (monet__panel_bytes(&t) > draft.panel_size) draft.panel_size = monet__panel_bytes(&t);
     }
-    draft.plan.tensors = NULL;
-    w = monet__writer_layout(&draft, c, path, raw);
-    if (!w) return monet__no_memory(err, "writer", draft.arena_size);
-    memcpy(w->path, path, strlen(path) + 1);
-    result = monet__writer_tensors(w, c, err);
-    if (result == MONET_OK) {
-        memset(w->header, 0, (size_t)w->plan.header_size);
-        sink.p = w->header;
-        monet__emit_header(&w->plan, &sink, c, raw,
-                           monet__data_size(w->plan.tensors, w->plan.n_tensors));
-        result = monet__writer_open(w, err);
-    }
-    if (result == MONET_OK && !monet__file_write(w->file, w->header, (size_t)w->plan.header_size))
-        result = monet__io_fail(err, "write", w->temp);
+    monet__emit_header(&draft.plan, &sink, c, raw, 0);
+    draft.arena_size = monet__writer_layout(&draft, path, NULL);
+    draft.arena = monet__alloc(&draft.host, draft.arena_size);
+    if (!draft.arena) return monet__no_memory(err, "writer", draft.arena_size);
+    w = (monet_writer *)(void *)monet__align(draft.arena);
+    *w = draft;
+    (void)monet__writer_layout(w, path, (char *)w);
+    (void)monet__append(w->path, path);
+    memset(w->header, 0, (size_t)w->plan.header_size);
     monet__hash_begin(&w->hash);
+    sink.p = w->header;
+    result = monet__writer_tensors(&w->plan, c, &total, err);
+    if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
+    if (result == MONET_OK && c->tokenizer) result = monet__writer_tokenizer(w, err);
+    if (result == MONET_OK) result = monet__writer_open(w, err);
+    if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
+        result = monet__io_fail(err, "write", w->temp);
     if (result == MONET_OK) *out = w;
     else monet_writer_free(w);
     return result;
@@ -5928,19 +5829,30 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
                                            monet_writer **out, monet_error *err)
 {
     monet_writer_config c;
+    monet_arch          arch;
     monet__span         raw[MONET__S_COUNT];
-    monet_result        result;
     if (out) *out = NULL;
-    if (!path || !out || !config)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "writer: path, config or out is NULL");
-    if (sizeof(monet_real) != sizeof(float))
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
-    result = monet__config(&c, sizeof c, config, err);
-    if (result == MONET_OK) result = monet__writer_check(&c, err);
-    if (result == MONET_OK && c.tokenizer)
-        result = monet__writer_tokenizer(&c.host, c.tokenizer, err);
     memset(raw, 0, sizeof raw);
-    return result == MONET_OK ? monet__writer_new(path, &c, raw, out, err) : result;
+    MONET__NEED(ARGUMENT, path && out && config, "writer: path, config or out is NULL");
+    MONET__NEED(UNSUPPORTED, sizeof(monet_real) == sizeof(float),
+                "MONET_REAL is not float: no files");
+    MONET__TRY(monet__config(&c, sizeof c, config, err));
+    MONET__TRY(monet__content_check(&c, err));
+    MONET__NEED(ARGUMENT, c.arch || c.tokenizer, "neither an architecture nor a tokenizer");
+    if (c.arch) {
+        uint64_t n;
+        arch = *c.arch;
+        MONET__TRY(monet_arch_check(&arch, err));
+        n = monet__count_tensors(&arch);
+        MONET__NEED(ARGUMENT, !memcmp(&arch, c.arch, sizeof arch),
+                    "arch has defaults left: monet_arch_check");
+        MONET__NEED(ARGUMENT, c.tensors && c.n_tensors == n, "%U tensors given, the model has %U",
+                    (uint64_t)c.n_tensors, n);
+        MONET__NEED(ARGUMENT, !c.tokenizer || c.tokenizer->n_pieces <= arch.vocab_size,
+                    "tokenizer has %d pieces, vocab_size is %d", c.tokenizer->n_pieces,
+                    arch.vocab_size);
+    }
+    return monet__writer_new(path, &c, raw, out, err);
 }
 
 /* One row into its place in the panel. False if its numbers are none that the dtype can hold. */
@@ -5959,7 +5871,7 @@ static bool monet__pack_row(const monet_tensor *t, char *panel, int64_t row, con
 static bool monet__writer_put(monet_writer *w, const void *data, size_t size)
 {
     monet__hash_add(&w->hash, data, size);
-    return monet__file_write(w->file, data, size);
+    return monet__file_move(w->file, NULL, data, size);
 }
 
 /* After the last row of a tensor: padding to 64 bytes, hash, on to the next one. */
@@ -5970,73 +5882,63 @@ static bool monet__writer_next(monet_writer *w)
     t->hash = monet__hash_end(&w->hash);
     monet__hash_begin(&w->hash);
     w->row = 0;
-    return monet__file_write(w->file, zeros, (size_t)(monet__round_up(t->size, 64) - t->size));
+    return monet__file_move(w->file, NULL, zeros, monet__round_up(t->size, 64) - t->size);
 }
 
 MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows, int64_t count,
                                          monet_error *err)
 {
+    monet_writer       *w = writer;
     const monet_tensor *t;
-    if (!writer || (!rows && count) || count < 0)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "writer: NULL, or count below 0");
-    if (writer->failed || writer->finished || (count && writer->current == writer->plan.n_tensors))
-        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or complete");
-    t = &writer->plan.tensors[writer->current];
-    if (count && count > monet__rows(t) - writer->row)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "tensor %s: %D rows given, %D are missing",
-                           t->name, count, monet__rows(t) - writer->row);
+    size_t              size;
+    MONET__NEED(ARGUMENT, w && (rows || !count) && count >= 0, "writer: NULL, or count below 0");
+    MONET__NEED(STATE, !w->failed && !w->finished && (!count || w->current < w->plan.n_tensors),
+                "writer: failed, finished or complete");
+    if (!count) return MONET_OK;
+    t = &w->plan.tensors[w->current];
+    size = monet__panel_bytes(t);
+    MONET__NEED(ARGUMENT, count <= monet__rows(t) - w->row, "tensor %s: %D rows given, %D are "
+                "missing", t->name, count, monet__rows(t) - w->row);
+    w->failed = true; /* until all went well */
     for (; count > 0; --count, rows += monet__cols(t)) {
-        int64_t in_panel = writer->row % t->panel;
-        bool    last = writer->row + 1 == monet__rows(t), ok = true;
-        size_t  size = monet__panel_bytes(t);
-        if (in_panel == 0) memset(writer->panel, 0, size);
-        if (!monet__pack_row(t, writer->panel, writer->row, rows)) {
-            writer->failed = true;
-            return monet__fail(err, MONET_ERROR_NUMERIC, "tensor %s: row %D has a number that is "
-                               "not finite, or too large for %s", t->name, writer->row,
-                               monet_dtype_name(t->dtype));
-        }
-        ++writer->row;
-        if (in_panel + 1 == t->panel || last || t->layout == MONET_ROWS)
-            ok = monet__writer_put(writer, writer->panel, size);
-        if (ok && last) ok = monet__writer_next(writer);
-        if (!ok) {
-            writer->failed = true;
-            return monet__io_fail(err, "write", writer->temp);
-        }
+        bool last = w->row + 1 == monet__rows(t);
+        if (w->row % t->panel == 0) memset(w->panel, 0, size);
+        MONET__NEED(NUMERIC, monet__pack_row(t, w->panel, w->row, rows), "tensor %s: row %D has a "
+                    "number that is not finite, or too large for %s", t->name, w->row,
+                    monet_dtype_name(t->dtype));
+        ++w->row;
+        if (((w->row % t->panel == 0 || last) && !monet__writer_put(w, w->panel, size)) ||
+            (last && !monet__writer_next(w)))
+            return monet__io_fail(err, "write", w->temp);
     }
+    w->failed = false;
     return MONET_OK;
 }
 
 MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err)
 {
-    monet__file file;
-    if (!writer) return monet__fail(err, MONET_ERROR_ARGUMENT, "writer is NULL");
-    if (writer->failed || writer->finished || writer->current != writer->plan.n_tensors)
-        return monet__fail(err, MONET_ERROR_STATE, "writer: failed, finished or incomplete: "
-                           "%U of %U tensors", (uint64_t)writer->current,
-                           (uint64_t)writer->plan.n_tensors);
-    writer->failed = true; /* until all went well */
-    monet__finish_header(&writer->plan, writer->header, writer->moments_hash);
-    if (!monet__file_rewind(writer->file) ||
-        !monet__file_write(writer->file, writer->header, (size_t)writer->plan.header_size))
-        return monet__io_fail(err, "write", writer->temp);
-    file = writer->file;
-    writer->file = MONET__NO_FILE;
-    if (!monet__file_close(file, true)) {
-        monet_result result = monet__io_fail(err, "sync", writer->temp);
-        (void)remove(writer->temp);
-        return result;
-    }
-    if (!monet__file_rename(writer->temp, writer->path)) {
-        monet_result result = monet__io_fail(err, "rename the new file to", writer->path);
-        (void)remove(writer->temp);
-        return result;
-    }
-    monet__sync_folder(writer->path);
-    writer->failed = false;
-    writer->finished = true;
-    return MONET_OK;
+    monet_writer *w = writer;
+    monet__file   file;
+    monet_result  result;
+    MONET__NEED(ARGUMENT, w, "writer is NULL");
+    MONET__NEED(STATE, !w->failed && !w->finished && w->current == w->plan.n_tensors,
+                "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
+                (uint64_t)w->plan.n_tensors);
+    w->failed = true; /* until all went well */
+    monet__seal_header(&w->plan, w->header, w->moments_hash);
+    if (!monet__file_rewind(w->file) ||
+        !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
+        return monet__io_fail(err, "write", w->temp);
+    file = w->file;
+    w->file = MONET__NO_FILE;
+    if (!monet__file_close(file, true)) result = monet__io_fail(err, "sync", w->temp);
+    else if (monet__file_rename(w->temp, w->path)) result = MONET_OK;
+    else result = monet__io_fail(err, "rename the new file to", w->path);
+    w->finished = result == MONET_OK;
+    w->failed = !w->finished;
+    if (w->failed) (void)remove(w->temp);
+    else monet__sync_folder(w->path);
+    return result;
 }
 
 MONET_API void monet_writer_free(monet_writer *writer)
@@ -6058,7 +5960,7 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     monet__span         raw[MONET__S_COUNT];
     monet_writer       *w = NULL;
     monet_result        result;
-    if (!model || !path) return monet__fail(err, MONET_ERROR_ARGUMENT, "model or path is NULL");
+    MONET__NEED(ARGUMENT, model && path, "model or path is NULL");
     memset(&c, 0, sizeof c);
     c.host = model->host;
     c.arch = model->has_weights ? &model->arch : NULL;
@@ -6076,121 +5978,9 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     monet_writer_free(w);
     return result;
 }
-
-/* ---- load: files ----------------------------------------------------------------------------- */
-#if MONET__POSIX
-static monet_result monet__open_file(const char *path, int *file, uint64_t *size, monet_error *err)
-{
-    struct stat info;
-    *file = monet__open(path, O_RDONLY | O_NONBLOCK); /* a FIFO must not hang */
-    if (*file < 0) return monet__io_fail(err, "open", path);
-    if (fstat(*file, &info) || !S_ISREG(info.st_mode)) {
-        (void)close(*file);
-        return monet__fail(err, MONET_ERROR_IO, "%s: not a regular file", path);
-    }
-    *size = (uint64_t)info.st_size;
-    return MONET_OK;
-}
-
-static bool monet__read_all(int file, void *data, uint64_t size)
-{
-    char *p = (char *)data;
-    while (size) {
-        ssize_t n = read(file, p, size < (1u << 30) ? (size_t)size : (1u << 30));
-        if (n < 0 && errno == EINTR) continue;
-        if (n == 0) errno = EIO; /* shorter than it was when opened */
-        if (n <= 0) return false;
-        p += n, size -= (uint64_t)n;
-    }
-    return true;
-}
-
-static bool monet__map_file(monet_model *draft, int file)
-{
-    void *p = mmap(NULL, (size_t)draft->size, PROT_READ, MAP_PRIVATE, file, 0);
-    if (p == MAP_FAILED) return false;
-    draft->block = p;
-    draft->block_size = draft->size;
-    draft->mapped = true;
-    return true;
-}
-#else
-typedef FILE *monet__input;
-static monet_result monet__open_file(const char *path, FILE **file, uint64_t *size,
-                                     monet_error *err)
-{
-    long end = -1;
-    *file = fopen(path, "rb");
-    if (*file && fseek(*file, 0, SEEK_END) == 0) end = ftell(*file);
-    if (!*file || end < 0 || fseek(*file, 0, SEEK_SET)) return monet__io_fail(err, "open", path);
-    *size = (uint64_t)end;
-    return MONET_OK;
-}
-static bool monet__read_all(FILE *file, void *data, uint64_t size)
-{
-    return fread(data, 1, (size_t)size, file) == size;
-}
-static bool monet__map_file(monet_model *draft, FILE *file)
-{
-    (void)draft, (void)file;
-    return false;
-}
 #endif
-
-static monet_result monet__copy_file(monet_model *draft, monet__file file, const char *path,
-                                     monet_error *err)
-{
-    draft->block_size = draft->size + 64;
-    draft->block = monet__alloc(&draft->host, draft->block_size);
-    if (!draft->block) return monet__no_memory(err, "model file", draft->block_size);
-    draft->base = (const uint8_t *)monet__align(draft->block);
-    if (monet__read_all(file, monet__align(draft->block), draft->size)) return MONET_OK;
-    return monet__io_fail(err, "read", path);
-}
-
-/* Puts "path: " before a message that does not name the file. */
-static void monet__name_file(monet_error *err, const char *path)
-{
-    monet_error inner;
-    if (!err || !strncmp(err->message, path, strlen(path))) return;
-    inner = *err;
-    (void)monet__fail(err, inner.code, "%s: %s", path, inner.message);
-}
-
-MONET_API monet_result monet_model_load(const char *path, const monet_model_config *config,
-                                        monet_model **out, monet_error *err)
-{
-    monet_model        draft;
-    monet_model_config full;
-    monet__file        file = MONET__NO_FILE;
-    monet_result       result;
-    memset(&full, 0, sizeof full);
-    result = monet__load_begin(&draft, &full, config, path, out, err);
-    if (result == MONET_OK) draft.host = full.host;
-    if (result == MONET_OK) result = monet__open_file(path, &file, &draft.size, err);
-    if (result != MONET_OK) return result;
-    if (draft.size < MONET__HEADER || draft.size > SIZE_MAX / 2)
-        result = monet__fail(err, MONET_ERROR_FORMAT, "file is %U bytes: not a .monet file, or cut "
-                             "short", draft.size);
-    else if (full.max_bytes && draft.size > full.max_bytes)
-        result = monet__fail(err, MONET_ERROR_MEMORY, "file is %U bytes, max_bytes is %U",
-                             draft.size, full.max_bytes);
-    else if (!full.copy && monet__map_file(&draft, file))
-        draft.base = (const uint8_t *)draft.block;
-    else
-        result = monet__copy_file(&draft, file, path, err);
-    (void)monet__file_close(file, false);
-    if (result == MONET_OK) result = monet__load(&draft, &full, out, err);
-    if (result == MONET_OK) return MONET_OK;
-    monet__name_file(err, path);
-#if MONET__POSIX
-    if (draft.mapped) munmap(draft.block, (size_t)draft.block_size);
-    else
-#endif
-        monet__free(&draft.host, draft.block, draft.block_size);
-    return result;
-}
-#endif /* MONET_NO_STDIO */
+#undef MONET__NEED
+#undef MONET__TRY
 
 /* ---- session ----------------------------------------------------------------------- >>session */
 typedef struct monet__candidate {
