@@ -1537,9 +1537,12 @@ static monet_real monet__sum(const monet_real *x, size_t n)
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
 {
-    size_t k, padded = (size_t)monet__round_up(n, MONET__GROUP);
-    for (k = 0; k < n; ++k) out[monet__split(k)] = x[k];
-    for (; k < padded; ++k) out[monet__split(k)] = 0;
+    for (; n; n -= n < MONET__GROUP ? n : MONET__GROUP, x += MONET__GROUP, out += MONET__GROUP) {
+        monet_real group[MONET__GROUP] = {0};
+        memcpy(group, x, (n < MONET__GROUP ? n : MONET__GROUP) * sizeof *x);
+        for (int l = 0; l < MONET__LANES; ++l)
+            out[l] = group[2 * l], out[l + MONET__LANES] = group[2 * l + 1];
+    }
 }
 
 /* ---- kernels: chosen at run time ------------------------------------------------------ >>simd
@@ -3506,9 +3509,9 @@ static monet_real monet__rmsnorm_backward(monet_real *dx, const monet_real *dout
                                           monet_real eps)
 {
     monet_real square = monet__dot(x, x, MONET_F32, 0, (size_t)C) / (monet_real)C;
-    monet_real rstd = 1 / monet__sqrt(square + eps), mean = 0;
-    for (int k = 0; k < C; ++k) mean += dout[k] * weight[k] * x[k];
-    mean *= rstd / (monet_real)C;
+    monet_real rstd = 1 / monet__sqrt(square + eps), mean, lanes[MONET__LANES] = {0};
+    for (int k = 0; k < C; ++k) lanes[k % MONET__LANES] += dout[k] * weight[k] * x[k];
+    mean = monet__tree(lanes) * rstd / (monet_real)C;
     for (int k = 0; k < C; ++k) dx[k] += rstd * (dout[k] * weight[k] - x[k] * rstd * mean);
     return rstd;
 }
@@ -3646,7 +3649,8 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
 
 #ifndef MONET_NO_TRAINING
 /* dx += W^T dout (split order), dW += dout x^T. Weights and gradients are of the native type; dW is
-   made panel by panel, dx in blocks of tokens and columns, so each element has one writer.       */
+   made by rows, dx in blocks of tokens and columns, so each element has one writer. Tokens whose
+   dout is 0 in all rows of a block are left out: most of what a router gets.                     */
 typedef struct monet__linear_back {
     const monet__kernels *kernels;
     const monet_tensor   *w;
@@ -3657,58 +3661,83 @@ typedef struct monet__linear_back {
     monet_real           *dx;   /* (n_tokens, x_stride) split */
     size_t                x_stride;
     int                   n_tokens;
+    bool                  sparse; /* dout is 0 mostly: in blocks of few rows */
 } monet__linear_back;
 
-static void monet__linear_dw(void *context, int panel, int task)
+/* Rows first..first+*rows-1, all of one panel: where they begin in w and in dw. */
+static size_t monet__linear_rows(const monet__linear_back *job, int64_t first, int *rows)
+{
+    int64_t left = job->w->shape[0] - first;
+    *rows = job->sparse ? 4 : MONET__ROWS;
+    if (left < *rows) *rows = (int)left;
+    return (size_t)(first / MONET__ROWS) * monet__panel_size(job->w) +
+           (size_t)(first % MONET__ROWS) * MONET__GROUP;
+}
+
+/* Up to 32 tokens of *t..end-1 that have something in these rows, and their dout; moves *t on. */
+static int monet__linear_tokens(const monet__linear_back *job, int64_t first, int rows, int *t,
+                                int end, size_t *token, const monet_real **dout)
+{
+    int n = 0;
+    for (; *t < end && n < MONET__TOKENS; ++*t) {
+        const monet_real *d = job->dout + (size_t)*t * job->stride + first;
+        for (int r = 0; r < rows; ++r)
+            if (d[r] != 0) {
+                token[n] = (size_t)*t;
+                dout[n++] = d;
+                break;
+            }
+    }
+    return n;
+}
+
+static void monet__linear_dw(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
     const monet_real         *x[MONET__TOKENS], *dout[MONET__TOKENS];
-    size_t                    size = monet__panel_size(job->w);
-    int rows = (int)(job->w->shape[0] - (int64_t)panel * MONET__ROWS);
+    size_t                    token[MONET__TOKENS], groups, at;
+    int64_t                   first = (int64_t)item * (job->sparse ? 4 : MONET__ROWS);
+    int                       rows;
     (void)task;
-    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
-        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
-        for (int k = 0; k < n; ++k) {
-            x[k] = job->x + (size_t)(t + k) * job->x_stride;
-            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
-        }
-        job->kernels->outer_panel(job->dw + (size_t)panel * size, MONET__ROWS,
-                                  rows < MONET__ROWS ? rows : MONET__ROWS,
-                                  size / (MONET__ROWS * MONET__GROUP), dout, x, n);
+    at = monet__linear_rows(job, first, &rows);
+    groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    for (int t = 0; t < job->n_tokens;) {
+        int n = monet__linear_tokens(job, first, rows, &t, job->n_tokens, token, dout);
+        for (int k = 0; k < n; ++k) x[k] = job->x + token[k] * job->x_stride;
+        job->kernels->outer_panel(job->dw + at, MONET__ROWS, rows, groups, dout, x, n);
     }
 }
 
 static void monet__linear_dx(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *dout[MONET__TOKENS];
+    const monet_real         *w = (const monet_real *)job->w->data, *dout[MONET__TOKENS];
     monet_real               *dx[MONET__TOKENS];
-    size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
-    size_t blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
-    size_t first = (size_t)item % blocks * MONET__BLOCK_GROUPS;
-    int    t = (int)((size_t)item / blocks) * MONET__TOKENS;
-    int    n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+    size_t token[MONET__TOKENS], groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
+    size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
+    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS, rows;
+    int    end = job->n_tokens - begin < MONET__TOKENS ? job->n_tokens : begin + MONET__TOKENS;
     (void)task;
-    groups = groups - first < MONET__BLOCK_GROUPS ? groups - first : MONET__BLOCK_GROUPS;
-    for (int k = 0; k < n; ++k)
-        dx[k] = job->dx + (size_t)(t + k) * job->x_stride + first * MONET__GROUP;
-    for (int panel = 0; panel < monet__n_panels(job->w); ++panel) {
-        const monet_real *w = (const monet_real *)job->w->data + (size_t)panel * size +
-                              first * MONET__ROWS * MONET__GROUP;
-        int64_t rows = job->w->shape[0] - (int64_t)panel * MONET__ROWS;
+    if (groups - from < width) width = groups - from;
+    for (int64_t first = 0; first < job->w->shape[0]; first += rows) {
+        size_t at = monet__linear_rows(job, first, &rows);
+        int    t = begin, n = monet__linear_tokens(job, first, rows, &t, end, token, dout);
         for (int k = 0; k < n; ++k)
-            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
-        job->kernels->sum_panel(dx, w, MONET_F32, MONET__ROWS,
-                                rows < MONET__ROWS ? (int)rows : MONET__ROWS, groups, dout, n);
+            dx[k] = job->dx + token[k] * job->x_stride + from * MONET__GROUP;
+        job->kernels->sum_panel(dx, w + at + from * MONET__ROWS * MONET__GROUP, MONET_F32,
+                                MONET__ROWS, rows, width, dout, n);
     }
 }
 
 static void monet__linear_backward(monet__team *team, monet__linear_back *job)
 {
     int groups = (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP);
-    int blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    int blocks = job->sparse ? 1 : (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    int step = job->sparse ? 4 : MONET__ROWS;
     job->kernels = team->kernels;
-    if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
+    if (job->dw)
+        monet__each(team, (int)((job->w->shape[0] + step - 1) / step), monet__linear_dw, job);
     if (job->dx)
         monet__each(team, (job->n_tokens + MONET__TOKENS - 1) / MONET__TOKENS * blocks,
                     monet__linear_dx, job);
@@ -3842,13 +3871,13 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
 }
 
 #ifndef MONET_NO_TRAINING
-/* Softmax of the survivors, in place: dg (N) becomes dz = g (dg - sum_i g dg). Neither the cut nor
-   the BatchNorm has a gradient.                                                                  */
-static void monet__router_backward(monet_real *dg, const monet_real *g, int N)
+/* Softmax of the survivors, in place: dg (N) becomes dz = g (dg - sum_i g dg), where g is not 0 and
+   so dz neither: in a list of n places. Neither the cut nor the BatchNorm has a gradient.        */
+static void monet__router_backward(monet_real *dg, const monet_real *g, const uint16_t *list, int n)
 {
     monet_real mean = 0;
-    for (int i = 0; i < N; ++i) mean += g[i] * dg[i];
-    for (int i = 0; i < N; ++i) dg[i] = g[i] * (dg[i] - mean);
+    for (int k = 0; k < n; ++k) mean += g[list[k]] * dg[list[k]];
+    for (int k = 0; k < n; ++k) dg[list[k]] = g[list[k]] * (dg[list[k]] - mean);
 }
 #endif
 
@@ -3917,6 +3946,7 @@ typedef struct monet__moe {
     monet_real           *y;    /* (max_tokens,y_stride) */
 #ifndef MONET_NO_TRAINING
     bool        trains;         /* set before the layout: what follows is wanted */
+    bool        kept;           /* a and s of all tokens are still what forward made them */
     monet_real *ds[2], *da[2], *dsums[2];         /* as s, a, sums */
     monet_real *dgates;                           /* as gates, of one router; added to */
     monet_real *du[2], *dbias[2], *dv[2], *db[2]; /* gradients of weights; NULL = frozen */
@@ -4288,7 +4318,7 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
 
 #ifndef MONET_NO_TRAINING
 /* ---- experts: backward -----------------------------------------------------------------------
-   The same chunks, the forward pass of U and P once more, then from y back:
+   The same chunks, if there are several the forward pass of U and P once more, then from y back:
      V   ds = V_i dy, dV_i += s dy^T, dB_i += sum dy, dsum = B_i . dy      by half-expert
      P   da, dP, and from dP the gates: dg1[h,i] += sum_j dP[i,j] g2[h,j]  by token
      U   dz = 2 sqrt(a) da, dU_i += dz n^T, dbias += dz                    by half-expert
@@ -4296,15 +4326,17 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
    A half-expert that no token uses gets no gradient and costs nothing. Weights are native.       */
 static void monet__moe_dv(monet__moe *moe, int axis, int i, int task)
 {
-    const monet_tensor *v = moe->w->v[axis];
-    const monet_real   *dy[MONET__TOKENS], *s[MONET__TOKENS], *bias;
-    monet_real         *ds[MONET__TOKENS];
-    int                 rows = moe->n_rows;
-    size_t              column = axis && !moe->horizontal ? moe->y_stride / 2 : 0;
-    size_t              width = (size_t)moe->width, size = monet__panel_size(v);
-    size_t              groups = size / ((size_t)rows * MONET__GROUP);
+    const monet__kernels *kernels = moe->kernels;
+    const monet_tensor   *v = moe->w->v[axis];
+    const monet_real     *dy[MONET__TOKENS], *s[MONET__TOKENS], *sum[MONET__TOKENS];
+    monet_real           *ds[MONET__TOKENS], *dsum[MONET__TOKENS];
+    int                   rows = moe->n_rows;
+    size_t column = axis && !moe->horizontal ? moe->y_stride / 2 : 0, size = monet__panel_size(v);
+    size_t width = (size_t)moe->width, whole = width / MONET__GROUP, tail = width % MONET__GROUP;
+    size_t groups = size / ((size_t)rows * MONET__GROUP), last = whole * MONET__GROUP;
+    const monet_real *bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
+    monet_real       *db = moe->db[axis] ? moe->db[axis] + (size_t)i * width : NULL;
     (void)task;
-    bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
@@ -4313,16 +4345,19 @@ static void monet__moe_dv(monet__moe *moe, int axis, int i, int task)
             dy[n] = moe->y + user[2 * n] * moe->y_stride + column;
             s[n] = moe->s[axis] + slot * (size_t)rows;
             ds[n] = moe->ds[axis] + slot * (size_t)rows;
-            moe->dsums[axis][slot] = moe->kernels->dot(dy[n], bias, MONET_F32, 0, width);
-            if (moe->db[axis])
-                moe->kernels->axpy(moe->db[axis] + (size_t)i * width, moe->sums[axis][slot], dy[n],
-                                   MONET_F32, 0, width);
+            sum[n] = moe->sums[axis] + slot;
+            dsum[n] = moe->dsums[axis] + slot;
         }
-        moe->kernels->dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32,
-                                rows, rows, groups, dy, n);
+        kernels->dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32, rows,
+                           rows, groups, dy, n);
         if (moe->dv[axis])
-            moe->kernels->outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy,
-                                      n);
+            kernels->outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy, n);
+        kernels->dot_panel(dsum, bias, MONET_F32, 1, 1, whole, dy, n); /* B_i: one row, but it is */
+        if (db) kernels->outer_panel(db, 1, 1, whole, sum, dy, n);     /* not padded to groups    */
+        for (int t = 0; tail && t < n; ++t) {
+            *dsum[t] += kernels->dot(dy[t] + last, bias, MONET_F32, last, tail);
+            if (db) kernels->axpy(db + last, *sum[t], dy[t], MONET_F32, last, tail);
+        }
     }
 }
 
@@ -4400,7 +4435,7 @@ static void monet__moe_du(monet__moe *moe, int axis, int i, int task)
             monet_real       *da = moe->da[axis] + slot;
             const monet_real *a = moe->a[axis] + slot;
             for (size_t q = 0; q < m; ++q) {
-                da[q] = a[q] > 0 ? 2 * monet__sqrt(a[q]) * da[q] : 0;
+                da[q] *= 2 * monet__sqrt(a[q]);
                 if (dbias) dbias[q] += da[q];
             }
             x[n] = moe->in->x + user[2 * n] * moe->in->stride;
@@ -4461,8 +4496,10 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
         int n;
         monet__moe_route(moe, team, t, in->n);
         n = moe->end - t;
-        monet__moe_halves(moe, team, monet__half_expert, w->u);
-        monet__each(team, n, monet__moe_p, moe);
+        if (!moe->kept) {
+            monet__moe_halves(moe, team, monet__half_expert, w->u);
+            monet__each(team, n, monet__moe_p, moe);
+        }
         monet__moe_halves(moe, team, monet__moe_dv, w->v);
         monet__each(team, n, monet__moe_dp, moe);
         monet__moe_halves(moe, team, monet__moe_du, w->u);
@@ -7208,6 +7245,8 @@ typedef struct monet__kept { /* activations of one layer */
     monet_real *x, *middle;  /* (BT,C) residual stream before attention, before the experts */
     monet_real *attention;   /* (BT,C) what o_proj reads */
     monet_real *q, *k, *v;   /* (B,A,T,padded); (B,K,padded/32,T,32) twice; q, k turned by rope */
+    monet_real *a[2], *s[2]; /* of the experts, if all tokens are one chunk: */
+    bool        whole;
 } monet__kept;
 
 struct monet_trainer {
@@ -7283,6 +7322,10 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
         kept->q = MONET__REALS(BT * A * P);
         kept->k = MONET__REALS(BT * K * P);
         kept->v = MONET__REALS(BT * K * P);
+        for (int axis = 0; axis < 2; ++axis) {
+            kept->a[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.m);
+            kept->s[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.n_rows);
+        }
     }
     t->last = MONET__REALS(BT * C);
     t->h = MONET__REALS(BT * C);
@@ -7693,14 +7736,23 @@ static void monet__train_batch_sum(void *context, int item, int task) /* item = 
     size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
     const double     *mean = t->means + (size_t)(t->layer / t->model->arch.moe_groups) * H2;
     const monet_real *z = t->moe.gates + (size_t)item * N;
-    double            sum = 0;
+    double            lanes[8] = {0}, middle = t->pass ? mean[item] : 0;
+    bool              squares = t->pass == 1;
     (void)task;
-    for (int token = 0; token < t->BT; ++token, z += H2 * N)
-        for (size_t i = 0; i < N; ++i) {
-            double d = t->pass ? (double)z[i] - mean[item] : (double)z[i];
-            sum += t->pass ? d * d : d;
+    for (int token = 0; token < t->BT; ++token, z += H2 * N) {
+        size_t i = 0;
+        for (; i + 8 <= N; i += 8)
+            for (size_t l = 0; l < 8; ++l) {
+                double d = (double)z[i + l] - middle;
+                lanes[l] += squares ? d * d : d;
+            }
+        for (; i < N; ++i) {
+            double d = (double)z[i] - middle;
+            lanes[i % 8] += squares ? d * d : d;
         }
-    t->batch[item] = sum;
+    }
+    t->batch[item] = 0;
+    for (int l = 0; l < 8; ++l) t->batch[item] += lanes[l];
 }
 
 static void monet__train_reduce(monet_trainer *t, double *sums, size_t n)
@@ -7770,25 +7822,31 @@ static void monet__train_usage(void *context, int item, int task)
     size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
     size_t            router = (size_t)(t->layer / t->model->arch.moe_groups);
     double           *sums = t->usage + (router * H2 + (size_t)item) * N, tops = 0;
+    size_t            side = (size_t)item / (H2 / 2);
     const monet_real *g = t->moe.gates + (size_t)item * N;
     (void)task;
     for (size_t i = 0; i < N; ++i) sums[i] = 0;
-    for (int token = 0; token < t->BT; ++token, g += H2 * N) {
-        monet_real top = 0;
-        for (size_t i = 0; i < N; ++i) {
-            sums[i] += (double)g[i];
-            if (g[i] > top) top = g[i];
+    for (; side < 2 * (size_t)t->BT; side += 2, g += H2 * N) {
+        const uint16_t *list = t->moe.active + side * N;
+        monet_real      top = 0;
+        for (int32_t k = 0; k < t->moe.n_active[side]; ++k) {
+            sums[list[k]] += (double)g[list[k]];
+            if (g[list[k]] > top) top = g[list[k]];
         }
         tops += (double)top;
     }
     t->usage[(size_t)t->n_routers * H2 * N + router * H2 + (size_t)item] = tops;
 }
 
-/* The moe looks at the gates of a layer's group. */
-static void monet__train_group(monet_trainer *t, int layer)
+/* The moe looks at the gates of the layer's group, and at what the layer keeps. */
+static void monet__train_group(monet_trainer *t)
 {
-    size_t router = (size_t)(layer / t->model->arch.moe_groups), BT2 = 2 * (size_t)t->BT;
+    size_t router = (size_t)(t->layer / t->model->arch.moe_groups), BT2 = 2 * (size_t)t->BT;
     size_t N = (size_t)t->moe.N;
+    for (int axis = 0; axis < 2; ++axis) {
+        t->moe.a[axis] = t->kept[t->layer].a[axis];
+        t->moe.s[axis] = t->kept[t->layer].s[axis];
+    }
     t->moe.gates = t->all_gates + router * BT2 * (size_t)t->moe.H * N;
     t->moe.active = t->all_active + router * BT2 * N;
     t->moe.n_active = t->all_n_active + router * BT2;
@@ -7822,9 +7880,10 @@ static void monet__train_experts(monet_trainer *t)
     const monet__layer *layer = &t->model->layers[t->layer];
     monet__kept        *kept = &t->kept[t->layer];
     monet__train_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
-    monet__train_group(t, t->layer);
+    monet__train_group(t);
     if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
     monet__moe_forward(&t->moe, &t->team, &layer->experts, &t->in);
+    kept->whole = t->moe.first == 0;
     monet__each(&t->team, t->BT, monet__train_moe_out, t);
     monet__train_add(t, t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last,
                      kept->middle);
@@ -7974,6 +8033,7 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     job.dx = t->dsplit;
     job.x_stride = t->stride;
     job.n_tokens = t->BT;
+    job.sparse = strstr(w->name, "router") != NULL;
     monet__linear_backward(&t->team, &job);
 }
 
@@ -7992,7 +8052,12 @@ static void monet__back_natural(void *context, int token, int task)
     monet_real       *out = t->h + (size_t)token * C;
     const monet_real *in = t->dsplit + (size_t)token * t->stride;
     (void)task;
-    for (size_t c = 0; c < C; ++c) out[c] = in[monet__split(c)];
+    for (size_t c = 0; c < C; c += MONET__GROUP, in += MONET__GROUP) {
+        monet_real group[MONET__GROUP];
+        for (int l = 0; l < MONET__LANES; ++l)
+            group[2 * l] = in[l], group[2 * l + 1] = in[l + MONET__LANES];
+        memcpy(out + c, group, (C - c < MONET__GROUP ? C - c : MONET__GROUP) * sizeof *out);
+    }
 }
 
 static void monet__back_norm_token(void *context, int token, int task)
@@ -8003,6 +8068,7 @@ static void monet__back_norm_token(void *context, int token, int task)
     t->rstd[token] = monet__rmsnorm_backward(t->dx + at, t->h + at, t->norm_in + at,
                                              (const monet_real *)t->norm->data, (int)C,
                                              (monet_real)t->model->arch.norm_eps);
+    for (size_t c = at; c < at + C; ++c) t->h[c] *= t->norm_in[c];
 }
 
 static void monet__back_norm_weight(void *context, int group, int task)
@@ -8011,10 +8077,10 @@ static void monet__back_norm_weight(void *context, int group, int task)
     size_t            C = (size_t)t->model->arch.dim, from = (size_t)group * MONET__GROUP;
     size_t            n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
     monet_real       *dw = monet__grad_of(t, t->norm) + from;
-    const monet_real *x = t->norm_in + from, *dout = t->h + from;
+    const monet_real *h = t->h + from; /* dout * x */
     (void)task;
-    for (int token = 0; token < t->BT; ++token, x += C, dout += C)
-        for (size_t c = 0; c < n; ++c) dw[c] += dout[c] * x[c] * t->rstd[token];
+    for (int token = 0; token < t->BT; ++token, h += C)
+        t->team.kernels->axpy(dw, t->rstd[token], h, MONET_F32, 0, n);
 }
 
 /* From dsplit through the norm that read x: dx += ... */
@@ -8049,21 +8115,24 @@ static void monet__back_gates(void *context, int item, int task)
     double         eps = (double)t->config.uniformity_eps;
     double         unif = t->all_scored * (double)t->config.uniformity / (heads * (double)N);
     double         amb = t->all_scored * (double)t->config.ambiguity / (heads * tokens);
+    const uint16_t *list = t->moe.active + (size_t)item * N;
+    int             n = t->moe.n_active[item];
     (void)task;
-    for (size_t h = 0; h < H; ++h) {
+    for (size_t h = 0; h < H; ++h) { /* dz is 0 wherever g is */
         const monet_real *g = t->moe.gates + ((size_t)item * H + h) * N;
-        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = g[0];
+        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = 0;
         const double     *sums = t->usage + (side * H + h) * N;
         int               ties = 0;
-        for (size_t i = 1; i < N; ++i)
-            if (g[i] > top) top = g[i];
-        for (size_t i = 0; i < N; ++i) ties += g[i] == top;
-        for (size_t i = 0; i < N; ++i) {
-            if (g[i] == 0) continue; /* dz of these is 0 whatever dg is */
+        for (int k = 0; k < n; ++k)
+            if (g[list[k]] > top) top = g[list[k]];
+        for (int k = 0; k < n; ++k) ties += g[list[k]] == top;
+        for (int k = 0; k < n; ++k) {
+            size_t i = list[k];
+            if (g[i] == 0) continue;
             dg[i] -= (monet_real)(unif / (sums[i] + eps * tokens));
             if (g[i] == top) dg[i] -= (monet_real)(amb / ties);
         }
-        monet__router_backward(dg, g, (int)N);
+        monet__router_backward(dg, g, list, n);
     }
 }
 
@@ -8088,6 +8157,10 @@ static void monet__back_dy(void *context, int token, int task)
     memset(y, 0, moe->y_stride * sizeof *y);
     memcpy(y, dx, width * sizeof *y);
     if (!moe->horizontal) memcpy(y + half, dx + width, width * sizeof *y);
+    if (t->pass) { /* the last layer of a router comes first */
+        size_t n = 2 * (size_t)moe->H * (size_t)moe->N;
+        memset(moe->dgates + (size_t)token * n, 0, n * sizeof *moe->dgates);
+    }
 }
 
 static void monet__back_experts(monet_trainer *t)
@@ -8095,14 +8168,11 @@ static void monet__back_experts(monet_trainer *t)
     const monet_arch   *a = &t->model->arch;
     const monet__layer *layer = &t->model->layers[t->layer];
     monet__moe         *moe = &t->moe;
-    bool                last = (t->layer + 1) % a->moe_groups == 0 || t->layer + 1 == a->n_layers;
     monet__train_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
-    monet__train_group(t, t->layer);
+    monet__train_group(t);
     monet__each(&t->team, t->BT, monet__back_zero, t);
+    t->pass = (t->layer + 1) % a->moe_groups == 0 || t->layer + 1 == a->n_layers;
     monet__each(&t->team, t->BT, monet__back_dy, t);
-    if (last)
-        memset(moe->dgates, 0, (size_t)t->BT * 2 * (size_t)moe->H * (size_t)moe->N *
-               sizeof *moe->dgates);
     for (int axis = 0; axis < 2; ++axis) {
         moe->du[axis] = monet__grad_of(t, layer->experts.u[axis]);
         moe->dbias[axis] = monet__grad_of(t, layer->experts.bias[axis]);
@@ -8110,6 +8180,7 @@ static void monet__back_experts(monet_trainer *t)
         moe->db[axis] = monet__grad_of(t, layer->experts.b[axis]);
     }
     moe->dx = t->dsplit;
+    moe->kept = t->kept[t->layer].whole;
     monet__moe_backward(moe, &t->team, &layer->experts, &t->in);
     if (t->layer % a->moe_groups == 0) monet__back_router(t);
     monet__back_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
