@@ -1550,9 +1550,12 @@ static monet_real monet__sum(const monet_real *x, size_t n)
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
 {
-    size_t k, padded = (size_t)monet__round_up(n, MONET__GROUP);
-    for (k = 0; k < n; ++k) out[monet__split(k)] = x[k];
-    for (; k < padded; ++k) out[monet__split(k)] = 0;
+    for (; n; n -= n < MONET__GROUP ? n : MONET__GROUP, x += MONET__GROUP, out += MONET__GROUP) {
+        monet_real group[MONET__GROUP] = {0};
+        memcpy(group, x, (n < MONET__GROUP ? n : MONET__GROUP) * sizeof *x);
+        for (int l = 0; l < MONET__LANES; ++l)
+            out[l] = group[2 * l], out[l + MONET__LANES] = group[2 * l + 1];
+    }
 }
 
 /* ---- kernels: chosen at run time ------------------------------------------------------ >>simd
@@ -3565,9 +3568,9 @@ static monet_real monet__rmsnorm_backward(monet_real *dx, const monet_real *dout
                                           monet_real eps)
 {
     monet_real square = monet__dot(x, x, MONET_F32, 0, (size_t)C) / (monet_real)C;
-    monet_real rstd = 1 / monet__sqrt(square + eps), mean = 0;
-    for (int k = 0; k < C; ++k) mean += dout[k] * weight[k] * x[k];
-    mean *= rstd / (monet_real)C;
+    monet_real rstd = 1 / monet__sqrt(square + eps), mean, lanes[MONET__LANES] = {0};
+    for (int k = 0; k < C; ++k) lanes[k % MONET__LANES] += dout[k] * weight[k] * x[k];
+    mean = monet__tree(lanes) * rstd / (monet_real)C;
     for (int k = 0; k < C; ++k) dx[k] += rstd * (dout[k] * weight[k] - x[k] * rstd * mean);
     return rstd;
 }
@@ -3705,7 +3708,8 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
 
 #ifndef MONET_NO_TRAINING
 /* dx += W^T dout (split order), dW += dout x^T. Weights and gradients are of the native type; dW is
-   made panel by panel, dx in blocks of tokens and columns, so each element has one writer.       */
+   made by rows, dx in blocks of tokens and columns, so each element has one writer. Tokens whose
+   dout is 0 in all rows of a block are left out: most of what a router gets.                     */
 typedef struct monet__linear_back {
     const monet__kernels *kernels;
     const monet_tensor   *w;
@@ -3716,58 +3720,87 @@ typedef struct monet__linear_back {
     monet_real           *dx;   /* (n_tokens, x_stride) split */
     size_t                x_stride;
     int                   n_tokens;
+    bool                  sparse; /* dout is 0 mostly: in blocks of few rows */
+    bool                  fresh;  /* dx = W^T dout */
 } monet__linear_back;
 
-static void monet__linear_dw(void *context, int panel, int task)
+/* Rows first..first+*rows-1, all of one panel: where they begin in w and in dw. */
+static size_t monet__linear_rows(const monet__linear_back *job, int64_t first, int *rows)
+{
+    int64_t left = job->w->shape[0] - first;
+    *rows = job->sparse ? 4 : MONET__ROWS;
+    if (left < *rows) *rows = (int)left;
+    return (size_t)(first / MONET__ROWS) * monet__panel_size(job->w) +
+           (size_t)(first % MONET__ROWS) * MONET__GROUP;
+}
+
+/* Up to 32 tokens of *t..end-1 that have something in these rows, and their dout; moves *t on. */
+static int monet__linear_tokens(const monet__linear_back *job, int64_t first, int rows, int *t,
+                                int end, size_t *token, const monet_real **dout)
+{
+    int n = 0;
+    for (; *t < end && n < MONET__TOKENS; ++*t) {
+        const monet_real *d = job->dout + (size_t)*t * job->stride + first;
+        for (int r = 0; r < rows; ++r)
+            if (d[r] != 0) {
+                token[n] = (size_t)*t;
+                dout[n++] = d;
+                break;
+            }
+    }
+    return n;
+}
+
+static void monet__linear_dw(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
     const monet_real         *x[MONET__TOKENS], *dout[MONET__TOKENS];
-    size_t                    size = monet__panel_size(job->w);
-    int rows = (int)(job->w->shape[0] - (int64_t)panel * MONET__ROWS);
+    size_t                    token[MONET__TOKENS], groups, at;
+    int64_t                   first = (int64_t)item * (job->sparse ? 4 : MONET__ROWS);
+    int                       rows;
     (void)task;
-    for (int t = 0; t < job->n_tokens; t += MONET__TOKENS) {
-        int n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
-        for (int k = 0; k < n; ++k) {
-            x[k] = job->x + (size_t)(t + k) * job->x_stride;
-            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
-        }
-        job->kernels->outer_panel(job->dw + (size_t)panel * size, MONET__ROWS,
-                                  rows < MONET__ROWS ? rows : MONET__ROWS,
-                                  size / (MONET__ROWS * MONET__GROUP), dout, x, n);
+    at = monet__linear_rows(job, first, &rows);
+    groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    for (int t = 0; t < job->n_tokens;) {
+        int n = monet__linear_tokens(job, first, rows, &t, job->n_tokens, token, dout);
+        for (int k = 0; k < n; ++k) x[k] = job->x + token[k] * job->x_stride;
+        job->kernels->outer_panel(job->dw + at, MONET__ROWS, rows, groups, dout, x, n);
     }
 }
 
 static void monet__linear_dx(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *dout[MONET__TOKENS];
+    const monet_real         *w = (const monet_real *)job->w->data, *dout[MONET__TOKENS];
     monet_real               *dx[MONET__TOKENS];
-    size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
-    size_t blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
-    size_t first = (size_t)item % blocks * MONET__BLOCK_GROUPS;
-    int    t = (int)((size_t)item / blocks) * MONET__TOKENS;
-    int    n = job->n_tokens - t < MONET__TOKENS ? job->n_tokens - t : MONET__TOKENS;
+    size_t token[MONET__TOKENS], groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
+    size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
+    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS, rows;
+    int    end = job->n_tokens - begin < MONET__TOKENS ? job->n_tokens : begin + MONET__TOKENS;
     (void)task;
-    groups = groups - first < MONET__BLOCK_GROUPS ? groups - first : MONET__BLOCK_GROUPS;
-    for (int k = 0; k < n; ++k)
-        dx[k] = job->dx + (size_t)(t + k) * job->x_stride + first * MONET__GROUP;
-    for (int panel = 0; panel < monet__n_panels(job->w); ++panel) {
-        const monet_real *w = (const monet_real *)job->w->data + (size_t)panel * size +
-                              first * MONET__ROWS * MONET__GROUP;
-        int64_t rows = job->w->shape[0] - (int64_t)panel * MONET__ROWS;
+    if (groups - from < width) width = groups - from;
+    for (int t = begin; job->fresh && t < end; ++t)
+        memset(job->dx + (size_t)t * job->x_stride + from * MONET__GROUP, 0,
+               width * MONET__GROUP * sizeof **dx);
+    for (int64_t first = 0; first < job->w->shape[0]; first += rows) {
+        size_t at = monet__linear_rows(job, first, &rows);
+        int    t = begin, n = monet__linear_tokens(job, first, rows, &t, end, token, dout);
         for (int k = 0; k < n; ++k)
-            dout[k] = job->dout + (size_t)(t + k) * job->stride + (size_t)panel * MONET__ROWS;
-        job->kernels->sum_panel(dx, w, MONET_F32, MONET__ROWS,
-                                rows < MONET__ROWS ? (int)rows : MONET__ROWS, groups, dout, n);
+            dx[k] = job->dx + token[k] * job->x_stride + from * MONET__GROUP;
+        job->kernels->sum_panel(dx, w + at + from * MONET__ROWS * MONET__GROUP, MONET_F32,
+                                MONET__ROWS, rows, width, dout, n);
     }
 }
 
 static void monet__linear_backward(monet__team *team, monet__linear_back *job)
 {
     int groups = (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP);
-    int blocks = (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    int blocks = job->sparse ? 1 : (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
+    int step = job->sparse ? 4 : MONET__ROWS;
     job->kernels = team->kernels;
-    if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
+    if (job->dw)
+        monet__each(team, (int)((job->w->shape[0] + step - 1) / step), monet__linear_dw, job);
     if (job->dx)
         monet__each(team, (job->n_tokens + MONET__TOKENS - 1) / MONET__TOKENS * blocks,
                     monet__linear_dx, job);
@@ -3901,13 +3934,13 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
 }
 
 #ifndef MONET_NO_TRAINING
-/* Softmax of the survivors, in place: dg (N) becomes dz = g (dg - sum_i g dg). Neither the cut nor
-   the BatchNorm has a gradient.                                                                  */
-static void monet__router_backward(monet_real *dg, const monet_real *g, int N)
+/* Softmax of the survivors, in place: dg (N) becomes dz = g (dg - sum_i g dg), where g is not 0 and
+   so dz neither: in a list of n places. Neither the cut nor the BatchNorm has a gradient.        */
+static void monet__router_backward(monet_real *dg, const monet_real *g, const uint16_t *list, int n)
 {
     monet_real mean = 0;
-    for (int i = 0; i < N; ++i) mean += g[i] * dg[i];
-    for (int i = 0; i < N; ++i) dg[i] = g[i] * (dg[i] - mean);
+    for (int k = 0; k < n; ++k) mean += g[list[k]] * dg[list[k]];
+    for (int k = 0; k < n; ++k) dg[list[k]] = g[list[k]] * (dg[list[k]] - mean);
 }
 #endif
 
@@ -3976,6 +4009,7 @@ typedef struct monet__moe {
     monet_real           *y;    /* (max_tokens,y_stride) */
 #ifndef MONET_NO_TRAINING
     bool        trains;         /* set before the layout: what follows is wanted */
+    bool        kept;           /* a and s of all tokens are still what forward made them */
     monet_real *ds[2], *da[2], *dsums[2];         /* as s, a, sums */
     monet_real *dgates;                           /* as gates, of one router; added to */
     monet_real *du[2], *dbias[2], *dv[2], *db[2]; /* gradients of weights; NULL = frozen */
@@ -4347,7 +4381,7 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
 
 #ifndef MONET_NO_TRAINING
 /* ---- experts: backward -----------------------------------------------------------------------
-   The same chunks, the forward pass of U and P once more, then from y back:
+   The same chunks, if there are several the forward pass of U and P once more, then from y back:
      V   ds = V_i dy, dV_i += s dy^T, dB_i += sum dy, dsum = B_i . dy      by half-expert
      P   da, dP, and from dP the gates: dg1[h,i] += sum_j dP[i,j] g2[h,j]  by token
      U   dz = 2 sqrt(a) da, dU_i += dz n^T, dbias += dz                    by half-expert
@@ -4355,15 +4389,17 @@ static void monet__moe_output(monet_real *out, const monet__moe *moe, int t)
    A half-expert that no token uses gets no gradient and costs nothing. Weights are native.       */
 static void monet__moe_dv(monet__moe *moe, int axis, int i, int task)
 {
-    const monet_tensor *v = moe->w->v[axis];
-    const monet_real   *dy[MONET__TOKENS], *s[MONET__TOKENS], *bias;
-    monet_real         *ds[MONET__TOKENS];
-    int                 rows = moe->n_rows;
-    size_t              column = axis && !moe->horizontal ? moe->y_stride / 2 : 0;
-    size_t              width = (size_t)moe->width, size = monet__panel_size(v);
-    size_t              groups = size / ((size_t)rows * MONET__GROUP);
+    const monet__kernels *kernels = moe->kernels;
+    const monet_tensor   *v = moe->w->v[axis];
+    const monet_real     *dy[MONET__TOKENS], *s[MONET__TOKENS], *sum[MONET__TOKENS];
+    monet_real           *ds[MONET__TOKENS], *dsum[MONET__TOKENS];
+    int                   rows = moe->n_rows;
+    size_t column = axis && !moe->horizontal ? moe->y_stride / 2 : 0, size = monet__panel_size(v);
+    size_t width = (size_t)moe->width, whole = width / MONET__GROUP, tail = width % MONET__GROUP;
+    size_t groups = size / ((size_t)rows * MONET__GROUP), last = whole * MONET__GROUP;
+    const monet_real *bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
+    monet_real       *db = moe->db[axis] ? moe->db[axis] + (size_t)i * width : NULL;
     (void)task;
-    bias = (const monet_real *)moe->w->b[axis]->data + (size_t)i * width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
@@ -4372,16 +4408,19 @@ static void monet__moe_dv(monet__moe *moe, int axis, int i, int task)
             dy[n] = moe->y + user[2 * n] * moe->y_stride + column;
             s[n] = moe->s[axis] + slot * (size_t)rows;
             ds[n] = moe->ds[axis] + slot * (size_t)rows;
-            moe->dsums[axis][slot] = moe->kernels->dot(dy[n], bias, MONET_F32, 0, width);
-            if (moe->db[axis])
-                moe->kernels->axpy(moe->db[axis] + (size_t)i * width, moe->sums[axis][slot], dy[n],
-                                   MONET_F32, 0, width);
+            sum[n] = moe->sums[axis] + slot;
+            dsum[n] = moe->dsums[axis] + slot;
         }
-        moe->kernels->dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32,
-                                rows, rows, groups, dy, n);
+        kernels->dot_panel(ds, (const monet_real *)v->data + (size_t)i * size, MONET_F32, rows,
+                           rows, groups, dy, n);
         if (moe->dv[axis])
-            moe->kernels->outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy,
-                                      n);
+            kernels->outer_panel(moe->dv[axis] + (size_t)i * size, rows, rows, groups, s, dy, n);
+        kernels->dot_panel(dsum, bias, MONET_F32, 1, 1, whole, dy, n); /* B_i: one row, but it is */
+        if (db) kernels->outer_panel(db, 1, 1, whole, sum, dy, n);     /* not padded to groups    */
+        for (int t = 0; tail && t < n; ++t) {
+            *dsum[t] += kernels->dot(dy[t] + last, bias, MONET_F32, last, tail);
+            if (db) kernels->axpy(db + last, *sum[t], dy[t], MONET_F32, last, tail);
+        }
     }
 }
 
@@ -4459,7 +4498,7 @@ static void monet__moe_du(monet__moe *moe, int axis, int i, int task)
             monet_real       *da = moe->da[axis] + slot;
             const monet_real *a = moe->a[axis] + slot;
             for (size_t q = 0; q < m; ++q) {
-                da[q] = a[q] > 0 ? 2 * monet__sqrt(a[q]) * da[q] : 0;
+                da[q] *= 2 * monet__sqrt(a[q]);
                 if (dbias) dbias[q] += da[q];
             }
             x[n] = moe->in->x + user[2 * n] * moe->in->stride;
@@ -4520,8 +4559,10 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
         int n;
         monet__moe_route(moe, team, t, in->n);
         n = moe->end - t;
-        monet__moe_halves(moe, team, monet__half_expert, w->u);
-        monet__each(team, n, monet__moe_p, moe);
+        if (!moe->kept) {
+            monet__moe_halves(moe, team, monet__half_expert, w->u);
+            monet__each(team, n, monet__moe_p, moe);
+        }
         monet__moe_halves(moe, team, monet__moe_dv, w->v);
         monet__each(team, n, monet__moe_dp, moe);
         monet__moe_halves(moe, team, monet__moe_du, w->u);
@@ -7055,8 +7096,10 @@ enum { MONET__BLOCK = 4096 }; /* numbers that one item of an update handles */
 
 typedef struct monet__kept { /* activations of one layer */
     monet_real *x, *middle;  /* (BT,C) residual stream before attention, before the experts */
-    monet_real *attention;   /* (BT,C) what o_proj reads */
+    monet_real *attention;   /* (BT,stride) what o_proj reads */
     monet_real *q, *k, *v;   /* (B,A,T,padded); (B,K,padded/32,T,32) twice; q, k turned by rope */
+    monet_real *a[2], *s[2]; /* of the experts, if all tokens are one chunk: */
+    bool        whole;
 } monet__kept;
 
 struct monet_trainer {
@@ -7074,7 +7117,7 @@ struct monet_trainer {
     monet__kept         *kept;      /* (L) */
     monet_real          *last;      /* (BT,C) residual stream after the last layer */
     monet_real          *h, *dx;    /* (BT,C) */
-    monet_real          *rstd;      /* (BT) of the norm at hand */
+    monet_real          *rstd;      /* (BT) of a norm on the way back */
     monet_real          *split, *dsplit; /* (BT,stride) input of a product, and its gradient */
     monet__input         in;             /* the same input */
     monet_real          *wide;      /* (BT,3C) rows of q, k, v, or of their gradients */
@@ -7102,8 +7145,9 @@ struct monet_trainer {
     double               all_scored;          /* of this pass, on all machines */
     /* the step at hand */
     int                  layer, pass;
-    const monet_real    *norm_in;
-    monet_real          *sum;
+    size_t               router;    /* of the layer */
+    monet_real          *norm_in;   /* what the norm reads, after `added` went into it */
+    const monet_real    *added;     /* or NULL */
     const monet_tensor  *norm;
     double               scale, rate, correction1, correction2;
 };
@@ -7128,10 +7172,14 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
         monet__kept none, *kept = base ? &t->kept[l] : &none;
         kept->x = MONET__REALS(BT * C);
         kept->middle = MONET__REALS(BT * C);
-        kept->attention = MONET__REALS(BT * C);
+        kept->attention = MONET__REALS(BT * t->stride);
         kept->q = MONET__REALS(BT * A * P);
         kept->k = MONET__REALS(BT * K * P);
         kept->v = MONET__REALS(BT * K * P);
+        for (int axis = 0; axis < 2; ++axis) {
+            kept->a[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.m);
+            kept->s[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.n_rows);
+        }
     }
     t->last = MONET__REALS(BT * C);
     t->h = MONET__REALS(BT * C);
@@ -7362,50 +7410,61 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     t->config.freeze = NULL, t->config.host = NULL; /* the caller's, not kept */
     t->weights = (monet_real *)(uintptr_t)t->model->sections[MONET__S_DATA].data;
     for (uint64_t k = 0; k < t->n; ++k) t->grads[k] = t->moment1[k] = t->moment2[k] = 0;
+    for (int l = 0; l < model->arch.n_layers; ++l) /* padding of rows stays 0 */
+        memset(t->kept[l].attention, 0, (size_t)t->BT * t->stride * sizeof(monet_real));
     monet__rope_table(t->cosine, t->sine, t->T, t->D, (double)model->arch.rope_theta);
     *out = t;
     return MONET_OK;
 }
 
 /* ---- training: forward ----------------------------------------------------------------------- */
-static void monet__train_embed(void *context, int token, int task)
+typedef void (*monet__token_fn)(monet_trainer *t, size_t token);
+
+typedef struct monet__tokens {
+    monet_trainer  *trainer;
+    monet__token_fn fn;
+} monet__tokens;
+
+static void monet__train_token(void *context, int token, int task)
 {
-    monet_trainer *t = (monet_trainer *)context;
+    const monet__tokens *job = (const monet__tokens *)context;
     (void)task;
-    monet__embed(t->kept[0].x + (size_t)token * (size_t)t->model->arch.dim, t->model->embed,
+    job->fn(job->trainer, (size_t)token);
+}
+
+static void monet__train_tokens(monet_trainer *t, monet__token_fn fn)
+{
+    monet__tokens job;
+    job.trainer = t;
+    job.fn = fn;
+    monet__each(&t->team, t->BT, monet__train_token, &job);
+}
+
+static void monet__train_embed(monet_trainer *t, size_t token)
+{
+    monet__embed(t->kept[0].x + token * (size_t)t->model->arch.dim, t->model->embed,
                  t->tokens[token]);
 }
 
-static void monet__train_norm_token(void *context, int token, int task)
+static void monet__train_norm_token(monet_trainer *t, size_t token)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
-    (void)task;
-    monet__rmsnorm_forward(t->h + at, t->norm_in + at, (const monet_real *)t->norm->data, (int)C,
+    size_t      C = (size_t)t->model->arch.dim;
+    monet_real *x = t->norm_in + token * C, *h = t->h + token * C;
+    if (t->added) t->team.kernels->axpy(x, 1, t->added, MONET_F32, token * C, C);
+    monet__rmsnorm_forward(h, x, (const monet_real *)t->norm->data, (int)C,
                            (monet_real)t->model->arch.norm_eps);
-    monet__to_split(t->split + (size_t)token * t->stride, t->h + at, C);
+    monet__to_split(t->split + token * t->stride, h, C);
 }
 
-/* split (and h) get the normalised x. */
-static void monet__train_norm(monet_trainer *t, const monet_real *x, const monet_tensor *weight)
+/* x += added, if there is something; split gets the normalised x. */
+static void monet__train_norm(monet_trainer *t, monet_real *x, const monet_real *added,
+                              const monet_tensor *weight)
 {
     t->norm_in = x;
+    t->added = added;
     t->norm = weight;
-    monet__each(&t->team, t->BT, monet__train_norm_token, t);
-}
-
-static void monet__train_split_token(void *context, int token, int task)
-{
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         C = (size_t)t->model->arch.dim;
-    (void)task;
-    monet__to_split(t->split + (size_t)token * t->stride, t->norm_in + (size_t)token * C, C);
-}
-
-static void monet__train_split(monet_trainer *t, const monet_real *x)
-{
-    t->norm_in = x;
-    monet__each(&t->team, t->BT, monet__train_split_token, t);
+    t->in.x = t->split;
+    monet__train_tokens(t, monet__train_norm_token);
 }
 
 /* Where a kept head of a sequence begins. */
@@ -7429,17 +7488,15 @@ static void monet__train_place(const monet_trainer *t, monet_real *head, int par
 }
 
 /* Rows of q, k, v of one token become heads, q and k turned by rope. */
-static void monet__train_heads(void *context, int token, int task)
+static void monet__train_heads(monet_trainer *t, size_t token)
 {
-    monet_trainer    *t = (monet_trainer *)context;
     const monet_arch *a = &t->model->arch;
     monet__kept      *kept = &t->kept[t->layer];
-    int               D = t->D, b = token / t->T, pos = token % t->T;
+    int               D = t->D, b = (int)token / t->T, pos = (int)token % t->T;
     size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
-    (void)task;
     for (int part = 0; part < 3; ++part) {
         int         heads = part ? a->n_kv_heads : a->n_heads;
-        monet_real *row = t->wide + ((size_t)token * 3 + (size_t)part) * C;
+        monet_real *row = t->wide + (token * 3 + (size_t)part) * C;
         monet_real *to = part == 0 ? kept->q : part == 1 ? kept->k : kept->v;
         for (int head = 0; head < heads; ++head, row += D) {
             if (part < 2) monet__rope_forward(row, t->cosine + angle, t->sine + angle, D);
@@ -7479,37 +7536,16 @@ static void monet__train_attention_head(void *context, int item, int task)
 {
     monet_trainer *t = (monet_trainer *)context;
     int            A = t->model->arch.n_heads, b = item / A, head = item % A;
-    size_t         T = (size_t)t->T, P = (size_t)t->padded, D = (size_t)t->D;
-    monet_real    *out = t->kept[t->layer].attention, *y[MONET__TOKENS];
+    size_t         D = (size_t)t->D, column = (size_t)head * D;
+    monet_real    *y[MONET__TOKENS];
     for (int first = 0; first < t->T; first += MONET__TOKENS) {
         monet__queries q = monet__train_queries(t, b, head, first, task);
-        monet__attention_weights(&q);
-        for (int k = 0; k < q.n; ++k) {
-            y[k] = q.p[k] + 2 * T;
-            memset(y[k], 0, P * sizeof *y[k]);
-        }
-        q.kernels->sum_panel(y, q.values, MONET_F32, t->T, first + q.n, q.groups,
-                             (const monet_real *const *)q.p, q.n);
-        for (int k = 0; k < q.n; ++k)
-            memcpy(out + (((size_t)b * T + (size_t)(first + k)) * (size_t)A + (size_t)head) * D,
-                   y[k], D * sizeof *out);
+        monet_real    *out = t->kept[t->layer].attention + (size_t)(b * t->T + first) * t->stride;
+        for (int k = 0; k < q.n; ++k) y[k] = q.p[k] + 2 * t->T;
+        monet__attention_forward(&q, y);
+        for (int k = 0; k < q.n; ++k, out += t->stride)
+            for (size_t d = 0; d < D; ++d) out[monet__split(column + d)] = y[k][d];
     }
-}
-
-static void monet__train_add_token(void *context, int token, int task)
-{
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
-    (void)task;
-    for (size_t c = at; c < at + C; ++c) t->sum[c] = t->norm_in[c] + t->h[c];
-}
-
-/* out = x + h */
-static void monet__train_add(monet_trainer *t, monet_real *out, const monet_real *x)
-{
-    t->sum = out;
-    t->norm_in = x;
-    monet__each(&t->team, t->BT, monet__train_add_token, t);
 }
 
 static void monet__train_attention(monet_trainer *t)
@@ -7519,17 +7555,16 @@ static void monet__train_attention(monet_trainer *t)
     monet__kept        *kept = &t->kept[t->layer];
     size_t              C = (size_t)a->dim;
     monet__product      p[3];
-    monet__train_norm(t, kept->x, layer->w[MONET__T_NORM1]);
+    monet__train_norm(t, kept->x, t->layer ? kept[-1].middle : NULL, layer->w[MONET__T_NORM1]);
     p[0] = monet__product_of(layer->w[MONET__T_Q], t->wide, 3 * C);
     p[1] = monet__product_of(layer->w[MONET__T_K], t->wide + C, 3 * C);
     p[2] = monet__product_of(layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
     monet__linear_forward(&t->team, p, 3, &t->in);
-    monet__each(&t->team, t->BT, monet__train_heads, t);
+    monet__train_tokens(t, monet__train_heads);
     monet__each(&t->team, t->B * a->n_heads, monet__train_attention_head, t);
-    monet__train_split(t, kept->attention);
-    p[0] = monet__product_of(layer->w[MONET__T_O], t->h, C);
+    t->in.x = kept->attention;
+    p[0] = monet__product_of(layer->w[MONET__T_O], kept->middle, C);
     monet__linear_forward(&t->team, p, 1, &t->in);
-    monet__train_add(t, kept->middle, kept->x);
 }
 
 /* ---- training: routers -----------------------------------------------------------------------
@@ -7540,16 +7575,24 @@ static void monet__train_batch_sum(void *context, int item, int task) /* item = 
 {
     monet_trainer    *t = (monet_trainer *)context;
     size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
-    const double     *mean = t->means + (size_t)(t->layer / t->model->arch.moe_groups) * H2;
     const monet_real *z = t->moe.gates + (size_t)item * N;
-    double            sum = 0;
+    double            lanes[8] = {0}, mean = t->pass ? t->means[t->router * H2 + (size_t)item] : 0;
+    bool              squares = t->pass == 1;
     (void)task;
-    for (int token = 0; token < t->BT; ++token, z += H2 * N)
-        for (size_t i = 0; i < N; ++i) {
-            double d = t->pass ? (double)z[i] - mean[item] : (double)z[i];
-            sum += t->pass ? d * d : d;
+    for (int token = 0; token < t->BT; ++token, z += H2 * N) {
+        size_t i = 0;
+        for (; i + 8 <= N; i += 8)
+            for (size_t l = 0; l < 8; ++l) {
+                double d = (double)z[i + l] - mean;
+                lanes[l] += squares ? d * d : d;
+            }
+        for (; i < N; ++i) {
+            double d = (double)z[i] - mean;
+            lanes[i % 8] += squares ? d * d : d;
         }
-    t->batch[item] = sum;
+    }
+    t->batch[item] = 0;
+    for (int l = 0; l < 8; ++l) t->batch[item] += lanes[l];
 }
 
 static void monet__train_reduce(monet_trainer *t, double *sums, size_t n)
@@ -7560,32 +7603,31 @@ static void monet__train_reduce(monet_trainer *t, double *sums, size_t n)
 /* Means and biased variances of a router's heads; the count of numbers is kept in batch[2H]. */
 static void monet__train_statistics(monet_trainer *t)
 {
-    size_t H2 = 2 * (size_t)t->moe.H, at = (size_t)(t->layer / t->model->arch.moe_groups) * H2;
+    size_t H2 = 2 * (size_t)t->moe.H;
     for (t->pass = 0; t->pass < 2; ++t->pass) {
+        double *out = (t->pass ? t->vars : t->means) + t->router * H2;
         monet__each(&t->team, (int)H2, monet__train_batch_sum, t);
         t->batch[H2] = (double)t->BT * t->moe.N;
         monet__train_reduce(t, t->batch, H2 + 1);
-        for (size_t k = 0; k < H2; ++k)
-            (t->pass ? t->vars : t->means)[at + k] = t->batch[k] / t->batch[H2];
+        for (size_t k = 0; k < H2; ++k) out[k] = t->batch[k] / t->batch[H2];
     }
 }
 
-static size_t monet__tensor_index(const monet_trainer *t, const monet_tensor *w)
-{
-    return (size_t)(w - t->model->tensors);
-}
+/* Running means and variances of one side of a layer's router; does it take those of the batch? */
+typedef struct monet__running {
+    monet_real *mean, *var;
+    bool        by_batch;
+} monet__running;
 
-/* Does this side of a layer's router take the statistics of the batch? */
-static bool monet__train_by_batch(const monet_trainer *t, int layer, int side)
+static monet__running monet__train_running(const monet_trainer *t, int layer, size_t side)
 {
-    const monet_tensor *w =
-        t->model->layers[layer].w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1];
-    return t->config.batch_stats || !t->frozen[monet__tensor_index(t, w)];
-}
-
-static monet_real *monet__statistic(const monet_trainer *t, int layer, int id)
-{
-    return t->weights + t->model->layers[layer].w[id]->offset / sizeof(monet_real);
+    const monet_tensor *const *w = t->model->layers[layer].w;
+    monet__running             r;
+    r.mean = t->weights + w[side ? MONET__T_MEAN2 : MONET__T_MEAN1]->offset / sizeof(monet_real);
+    r.var = t->weights + w[side ? MONET__T_VAR2 : MONET__T_VAR1]->offset / sizeof(monet_real);
+    r.by_batch = t->config.batch_stats ||
+                 !t->frozen[w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1] - t->model->tensors];
+    return r;
 }
 
 /* Gates and list of one side of one token: item = 2 * token + side. */
@@ -7594,16 +7636,15 @@ static void monet__train_gates(void *context, int item, int task)
     monet_trainer *t = (monet_trainer *)context;
     monet__moe    *moe = &t->moe;
     size_t         N = (size_t)moe->N, H = (size_t)moe->H, side = (size_t)item % 2;
-    size_t         at = (size_t)(t->layer / t->model->arch.moe_groups) * 2 * H + side * H;
-    bool           batch = monet__train_by_batch(t, t->layer, (int)side);
+    const double  *means = t->means + (2 * t->router + side) * H;
+    const double  *vars = t->vars + (2 * t->router + side) * H;
+    monet__running own = monet__train_running(t, t->layer, side);
     monet_real    *gates = moe->gates + (size_t)item * H * N;
-    const monet_real *mean = monet__statistic(t, t->layer, side ? MONET__T_MEAN2 : MONET__T_MEAN1);
-    const monet_real *var = monet__statistic(t, t->layer, side ? MONET__T_VAR2 : MONET__T_VAR1);
     (void)task;
     moe->bad[item] = false;
     for (size_t h = 0; h < H; ++h)
-        if (!monet__router_forward(gates + h * N, batch ? (monet_real)t->means[at + h] : mean[h],
-                                   batch ? (monet_real)t->vars[at + h] : var[h], moe->sigma,
+        if (!monet__router_forward(gates + h * N, own.by_batch ? (monet_real)means[h] : own.mean[h],
+                                   own.by_batch ? (monet_real)vars[h] : own.var[h], moe->sigma,
                                    moe->N)) {
             memset(gates + h * N, 0, N * sizeof *gates);
             moe->bad[item] = true;
@@ -7616,31 +7657,36 @@ static void monet__train_gates(void *context, int item, int task)
 static void monet__train_usage(void *context, int item, int task)
 {
     monet_trainer    *t = (monet_trainer *)context;
-    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
-    size_t            router = (size_t)(t->layer / t->model->arch.moe_groups);
-    double           *sums = t->usage + (router * H2 + (size_t)item) * N, tops = 0;
+    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H, side = (size_t)item * 2 / H2;
+    size_t            at = t->router * H2 + (size_t)item;
+    double           *sums = t->usage + at * N, tops = 0;
     const monet_real *g = t->moe.gates + (size_t)item * N;
     (void)task;
     for (size_t i = 0; i < N; ++i) sums[i] = 0;
-    for (int token = 0; token < t->BT; ++token, g += H2 * N) {
-        monet_real top = 0;
-        for (size_t i = 0; i < N; ++i) {
-            sums[i] += (double)g[i];
-            if (g[i] > top) top = g[i];
+    for (; side < 2 * (size_t)t->BT; side += 2, g += H2 * N) {
+        const uint16_t *list = t->moe.active + side * N;
+        monet_real      top = 0;
+        for (int32_t k = 0; k < t->moe.n_active[side]; ++k) {
+            sums[list[k]] += (double)g[list[k]];
+            if (g[list[k]] > top) top = g[list[k]];
         }
         tops += (double)top;
     }
-    t->usage[(size_t)t->n_routers * H2 * N + router * H2 + (size_t)item] = tops;
+    t->usage[(size_t)t->n_routers * H2 * N + at] = tops;
 }
 
-/* The moe looks at the gates of a layer's group. */
-static void monet__train_group(monet_trainer *t, int layer)
+/* The moe looks at the gates of the layer's group, and at what the layer keeps. */
+static void monet__train_group(monet_trainer *t)
 {
-    size_t router = (size_t)(layer / t->model->arch.moe_groups), BT2 = 2 * (size_t)t->BT;
-    size_t N = (size_t)t->moe.N;
-    t->moe.gates = t->all_gates + router * BT2 * (size_t)t->moe.H * N;
-    t->moe.active = t->all_active + router * BT2 * N;
-    t->moe.n_active = t->all_n_active + router * BT2;
+    size_t BT2 = 2 * (size_t)t->BT, N = (size_t)t->moe.N;
+    t->router = (size_t)(t->layer / t->model->arch.moe_groups);
+    t->moe.gates = t->all_gates + t->router * BT2 * (size_t)t->moe.H * N;
+    t->moe.active = t->all_active + t->router * BT2 * N;
+    t->moe.n_active = t->all_n_active + t->router * BT2;
+    for (int axis = 0; axis < 2; ++axis) {
+        t->moe.a[axis] = t->kept[t->layer].a[axis];
+        t->moe.s[axis] = t->kept[t->layer].s[axis];
+    }
 }
 
 static void monet__train_router(monet_trainer *t)
@@ -7659,35 +7705,32 @@ static void monet__train_router(monet_trainer *t)
         if (t->moe.bad[item]) t->usage[t->n_usage - 1] = 1;
 }
 
-static void monet__train_moe_out(void *context, int token, int task)
+/* The residual stream after the layer, without what goes around the experts. */
+static void monet__train_moe_out(monet_trainer *t, size_t token)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    (void)task;
-    monet__moe_output(t->h + (size_t)token * (size_t)t->model->arch.dim, &t->moe, token);
+    monet_real *x = t->layer + 1 < t->model->arch.n_layers ? t->kept[t->layer + 1].x : t->last;
+    monet__moe_output(x + token * (size_t)t->model->arch.dim, &t->moe, (int)token);
 }
 
 static void monet__train_experts(monet_trainer *t)
 {
     const monet__layer *layer = &t->model->layers[t->layer];
     monet__kept        *kept = &t->kept[t->layer];
-    monet__train_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
-    monet__train_group(t, t->layer);
+    monet__train_norm(t, kept->middle, kept->x, layer->w[MONET__T_NORM2]);
+    monet__train_group(t);
     if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
     monet__moe_forward(&t->moe, &t->team, &layer->experts, &t->in);
-    monet__each(&t->team, t->BT, monet__train_moe_out, t);
-    monet__train_add(t, t->layer + 1 < t->model->arch.n_layers ? kept[1].x : t->last,
-                     kept->middle);
+    kept->whole = t->moe.first == 0;
+    monet__train_tokens(t, monet__train_moe_out);
 }
 
 /* Cross entropy of one token; its logits become their gradient, softmax - onehot. */
-static void monet__train_loss(void *context, int token, int task)
+static void monet__train_loss(monet_trainer *t, size_t token)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         V = (size_t)t->model->arch.vocab_size;
-    monet_real    *z = t->logits + (size_t)token * V, max, sum;
-    int32_t        target = t->targets[token];
-    double         logit;
-    (void)task;
+    size_t      V = (size_t)t->model->arch.vocab_size;
+    monet_real *z = t->logits + token * V, max, sum;
+    int32_t     target = t->targets[token];
+    double      logit;
     t->loss[token] = 0;
     if (target < 0) {
         memset(z, 0, V * sizeof *z);
@@ -7732,17 +7775,14 @@ static void monet__train_losses(const monet_trainer *t, monet_losses *out)
 static void monet__train_move(monet_trainer *t)
 {
     const monet_arch *a = &t->model->arch;
-    size_t            H = (size_t)a->moe_heads;
+    const double     *mean = t->means, *var = t->vars;
     double            n = t->usage[t->n_usage - 4] * a->moe_experts;
     for (int layer = 0; layer < a->n_layers; layer += a->moe_groups)
-        for (size_t side = 0; side < 2; ++side) {
-            size_t      at = ((size_t)(layer / a->moe_groups) * 2 + side) * H;
-            monet_real *mean = monet__statistic(t, layer, side ? MONET__T_MEAN2 : MONET__T_MEAN1);
-            monet_real *var = monet__statistic(t, layer, side ? MONET__T_VAR2 : MONET__T_VAR1);
-            if (!monet__train_by_batch(t, layer, (int)side)) continue;
-            for (size_t h = 0; h < H; ++h) {
-                mean[h] = (monet_real)(0.9 * (double)mean[h] + 0.1 * t->means[at + h]);
-                var[h] = (monet_real)(0.9 * (double)var[h] + 0.1 * t->vars[at + h] * n / (n - 1));
+        for (size_t side = 0; side < 2; ++side, mean += a->moe_heads, var += a->moe_heads) {
+            monet__running r = monet__train_running(t, layer, side);
+            for (int h = 0; r.by_batch && h < a->moe_heads; ++h) {
+                r.mean[h] = (monet_real)(0.9 * (double)r.mean[h] + 0.1 * mean[h]);
+                r.var[h] = (monet_real)(0.9 * (double)r.var[h] + 0.1 * var[h] * n / (n - 1));
             }
         }
     ++t->counts.batches;
@@ -7755,15 +7795,15 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
     monet__product    p;
     monet_losses      out;
     tail[0] = t->BT, tail[1] = tail[2] = tail[3] = 0;
-    monet__each(&t->team, t->BT, monet__train_embed, t);
+    monet__train_tokens(t, monet__train_embed);
     for (t->layer = 0; t->layer < a->n_layers; ++t->layer) {
         monet__train_attention(t);
         monet__train_experts(t);
     }
-    monet__train_norm(t, t->last, t->model->norm);
+    monet__train_norm(t, t->last, t->kept[a->n_layers - 1].middle, t->model->norm);
     p = monet__product_of(t->model->lm_head, t->logits, (size_t)a->vocab_size);
     monet__linear_forward(&t->team, &p, 1, &t->in);
-    monet__each(&t->team, t->BT, monet__train_loss, t);
+    monet__train_tokens(t, monet__train_loss);
     for (int token = 0; token < t->BT; ++token) {
         tail[1] += t->targets[token] >= 0;
         tail[2] += t->loss[token];
@@ -7806,72 +7846,69 @@ MONET_API monet_result monet_trainer_forward(monet_trainer *trainer, const int32
 /* Where the gradient of a tensor goes; NULL if it is frozen or not there. */
 static monet_real *monet__grad_of(const monet_trainer *t, const monet_tensor *w)
 {
-    if (!w || t->frozen[monet__tensor_index(t, w)]) return NULL;
+    if (!w || t->frozen[w - t->model->tensors]) return NULL;
     return t->grads + w->offset / sizeof(monet_real);
 }
 
-/* Gradient of a product whose input is in split: dW, and dsplit += W^T dout. */
-static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
-                               size_t stride)
+/* Gradient of a product that read in: dW += dout x^T, and dsplit = or += W^T dout. */
+static monet__linear_back monet__back_job(const monet_trainer *t, const monet_tensor *w,
+                                          const monet_real *dout, size_t stride, bool adds)
 {
     monet__linear_back job;
+    memset(&job, 0, sizeof job);
     job.w = w;
     job.dw = monet__grad_of(t, w);
     job.dout = dout;
     job.stride = stride;
-    job.x = t->split;
+    job.x = t->in.x;
     job.dx = t->dsplit;
     job.x_stride = t->stride;
     job.n_tokens = t->BT;
+    job.fresh = !adds;
+    return job;
+}
+
+static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
+                               size_t stride, bool adds)
+{
+    monet__linear_back job = monet__back_job(t, w, dout, stride, adds);
     monet__linear_backward(&t->team, &job);
 }
 
-static void monet__back_zero(void *context, int token, int task)
+/* dsplit to dx; then h is dout * x. */
+static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    (void)task;
-    memset(t->dsplit + (size_t)token * t->stride, 0, t->stride * sizeof *t->dsplit);
-}
-
-/* dsplit of one token, in natural order. */
-static void monet__back_natural(void *context, int token, int task)
-{
-    monet_trainer    *t = (monet_trainer *)context;
-    size_t            C = (size_t)t->model->arch.dim;
-    monet_real       *out = t->h + (size_t)token * C;
-    const monet_real *in = t->dsplit + (size_t)token * t->stride;
-    (void)task;
-    for (size_t c = 0; c < C; ++c) out[c] = in[monet__split(c)];
-}
-
-static void monet__back_norm_token(void *context, int token, int task)
-{
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         C = (size_t)t->model->arch.dim, at = (size_t)token * C;
-    monet__back_natural(context, token, task);
-    t->rstd[token] = monet__rmsnorm_backward(t->dx + at, t->h + at, t->norm_in + at,
-                                             (const monet_real *)t->norm->data, (int)C,
-                                             (monet_real)t->model->arch.norm_eps);
+    size_t            C = (size_t)t->model->arch.dim, at = token * C;
+    monet_real       *h = t->h + at;
+    const monet_real *in = t->dsplit + token * t->stride, *x = t->norm_in + at;
+    for (size_t c = 0; c < C; c += MONET__GROUP, in += MONET__GROUP) {
+        monet_real group[MONET__GROUP];
+        for (int l = 0; l < MONET__LANES; ++l)
+            group[2 * l] = in[l], group[2 * l + 1] = in[l + MONET__LANES];
+        memcpy(h + c, group, (C - c < MONET__GROUP ? C - c : MONET__GROUP) * sizeof *h);
+    }
+    t->rstd[token] = monet__rmsnorm_backward(t->dx + at, h, x, (const monet_real *)t->norm->data,
+                                             (int)C, (monet_real)t->model->arch.norm_eps);
+    for (size_t c = 0; c < C; ++c) h[c] *= x[c];
 }
 
 static void monet__back_norm_weight(void *context, int group, int task)
 {
-    monet_trainer    *t = (monet_trainer *)context;
-    size_t            C = (size_t)t->model->arch.dim, from = (size_t)group * MONET__GROUP;
-    size_t            n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
-    monet_real       *dw = monet__grad_of(t, t->norm) + from;
-    const monet_real *x = t->norm_in + from, *dout = t->h + from;
+    monet_trainer *t = (monet_trainer *)context;
+    size_t         C = (size_t)t->model->arch.dim, from = (size_t)group * MONET__GROUP;
+    size_t         n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
+    monet_real    *dw = monet__grad_of(t, t->norm) + from;
     (void)task;
-    for (int token = 0; token < t->BT; ++token, x += C, dout += C)
-        for (size_t c = 0; c < n; ++c) dw[c] += dout[c] * x[c] * t->rstd[token];
+    for (size_t token = 0; token < (size_t)t->BT; ++token)
+        t->team.kernels->axpy(dw, t->rstd[token], t->h, MONET_F32, token * C + from, n);
 }
 
 /* From dsplit through the norm that read x: dx += ... */
-static void monet__back_norm(monet_trainer *t, const monet_real *x, const monet_tensor *weight)
+static void monet__back_norm(monet_trainer *t, monet_real *x, const monet_tensor *weight)
 {
     t->norm_in = x;
     t->norm = weight;
-    monet__each(&t->team, t->BT, monet__back_norm_token, t);
+    monet__train_tokens(t, monet__back_norm_token);
     if (monet__grad_of(t, weight))
         monet__each(&t->team, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
                     monet__back_norm_weight, t);
@@ -7880,11 +7917,9 @@ static void monet__back_norm(monet_trainer *t, const monet_real *x, const monet_
 /* Logits: their gradient is in place. dx begins here. */
 static void monet__back_logits(monet_trainer *t)
 {
-    size_t BTC = (size_t)t->BT * (size_t)t->model->arch.dim;
-    monet__train_norm(t, t->last, t->model->norm);
-    monet__each(&t->team, t->BT, monet__back_zero, t);
-    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size);
-    memset(t->dx, 0, BTC * sizeof *t->dx);
+    monet__train_norm(t, t->last, NULL, t->model->norm);
+    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size, false);
+    memset(t->dx, 0, (size_t)t->BT * (size_t)t->model->arch.dim * sizeof *t->dx);
     monet__back_norm(t, t->last, t->model->norm);
 }
 
@@ -7893,26 +7928,29 @@ static void monet__back_gates(void *context, int item, int task)
 {
     monet_trainer *t = (monet_trainer *)context;
     size_t         N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
-    size_t         side = (size_t)(t->layer / t->model->arch.moe_groups) * 2 + (size_t)item % 2;
+    size_t         side = t->router * 2 + (size_t)item % 2;
     double         tokens = t->usage[t->n_usage - 4], heads = (double)(2 * R * H);
     double         eps = (double)t->config.uniformity_eps;
     double         unif = t->all_scored * (double)t->config.uniformity / (heads * (double)N);
     double         amb = t->all_scored * (double)t->config.ambiguity / (heads * tokens);
+    const uint16_t *list = t->moe.active + (size_t)item * N;
+    int             n = t->moe.n_active[item];
     (void)task;
-    for (size_t h = 0; h < H; ++h) {
+    for (size_t h = 0; h < H; ++h) { /* dz is 0 wherever g is */
         const monet_real *g = t->moe.gates + ((size_t)item * H + h) * N;
-        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = g[0];
+        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = 0;
         const double     *sums = t->usage + (side * H + h) * N;
         int               ties = 0;
-        for (size_t i = 1; i < N; ++i)
-            if (g[i] > top) top = g[i];
-        for (size_t i = 0; i < N; ++i) ties += g[i] == top;
-        for (size_t i = 0; i < N; ++i) {
-            if (g[i] == 0) continue; /* dz of these is 0 whatever dg is */
+        for (int k = 0; k < n; ++k)
+            if (g[list[k]] > top) top = g[list[k]];
+        for (int k = 0; k < n; ++k) ties += g[list[k]] == top;
+        for (int k = 0; k < n; ++k) {
+            size_t i = list[k];
+            if (g[i] == 0) continue;
             dg[i] -= (monet_real)(unif / (sums[i] + eps * tokens));
             if (g[i] == top) dg[i] -= (monet_real)(amb / ties);
         }
-        monet__router_backward(dg, g, (int)N);
+        monet__router_backward(dg, g, list, n);
     }
 }
 
@@ -7921,37 +7959,40 @@ static void monet__back_router(monet_trainer *t)
     const monet__layer *layer = &t->model->layers[t->layer];
     size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
     monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
-    monet__back_linear(t, layer->w[MONET__T_ROUTER1], t->moe.dgates, 2 * HN);
-    monet__back_linear(t, layer->w[MONET__T_ROUTER2], t->moe.dgates + HN, 2 * HN);
+    for (size_t side = 0; side < 2; ++side) {
+        monet__linear_back job =
+            monet__back_job(t, layer->w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1],
+                            t->moe.dgates + side * HN, 2 * HN, true);
+        job.sparse = true;
+        monet__linear_backward(&t->team, &job);
+    }
 }
 
-/* dx of one token as dy of the experts, in two halves for VD. */
-static void monet__back_dy(void *context, int token, int task)
+/* dx of one token as dy of the experts, in two halves for VD; what they add to begins at 0. */
+static void monet__back_dy(monet_trainer *t, size_t token)
 {
-    monet_trainer    *t = (monet_trainer *)context;
+    const monet_arch *a = &t->model->arch;
     monet__moe       *moe = &t->moe;
     size_t            width = (size_t)moe->width, half = moe->y_stride / 2;
-    monet_real       *y = moe->y + (size_t)token * moe->y_stride;
-    const monet_real *dx = t->dx + (size_t)token * (size_t)moe->C;
-    (void)task;
+    size_t            n = 2 * (size_t)moe->H * (size_t)moe->N;
+    monet_real       *y = moe->y + token * moe->y_stride;
+    const monet_real *dx = t->dx + token * (size_t)moe->C;
     memset(y, 0, moe->y_stride * sizeof *y);
     memcpy(y, dx, width * sizeof *y);
     if (!moe->horizontal) memcpy(y + half, dx + width, width * sizeof *y);
+    memset(t->dsplit + token * t->stride, 0, t->stride * sizeof *t->dsplit);
+    if ((t->layer + 1) % a->moe_groups == 0 || t->layer + 1 == a->n_layers) /* last of the group */
+        memset(moe->dgates + token * n, 0, n * sizeof *moe->dgates);
 }
 
 static void monet__back_experts(monet_trainer *t)
 {
-    const monet_arch   *a = &t->model->arch;
     const monet__layer *layer = &t->model->layers[t->layer];
+    monet__kept        *kept = &t->kept[t->layer];
     monet__moe         *moe = &t->moe;
-    bool                last = (t->layer + 1) % a->moe_groups == 0 || t->layer + 1 == a->n_layers;
-    monet__train_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
-    monet__train_group(t, t->layer);
-    monet__each(&t->team, t->BT, monet__back_zero, t);
-    monet__each(&t->team, t->BT, monet__back_dy, t);
-    if (last)
-        memset(moe->dgates, 0, (size_t)t->BT * 2 * (size_t)moe->H * (size_t)moe->N *
-               sizeof *moe->dgates);
+    monet__train_norm(t, kept->middle, NULL, layer->w[MONET__T_NORM2]);
+    monet__train_group(t);
+    monet__train_tokens(t, monet__back_dy);
     for (int axis = 0; axis < 2; ++axis) {
         moe->du[axis] = monet__grad_of(t, layer->experts.u[axis]);
         moe->dbias[axis] = monet__grad_of(t, layer->experts.bias[axis]);
@@ -7959,12 +8000,13 @@ static void monet__back_experts(monet_trainer *t)
         moe->db[axis] = monet__grad_of(t, layer->experts.b[axis]);
     }
     moe->dx = t->dsplit;
+    moe->kept = kept->whole;
     monet__moe_backward(moe, &t->team, &layer->experts, &t->in);
-    if (t->layer % a->moe_groups == 0) monet__back_router(t);
-    monet__back_norm(t, t->kept[t->layer].middle, layer->w[MONET__T_NORM2]);
+    if (t->layer % t->model->arch.moe_groups == 0) monet__back_router(t);
+    monet__back_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
 }
 
-/* All queries of one key/value head of one sequence: item = b * K + head. h is dattention. */
+/* All queries of one key/value head of one sequence: item = b * K + head. */
 static void monet__back_attention_head(void *context, int item, int task)
 {
     monet_trainer    *t = (monet_trainer *)context;
@@ -7982,12 +8024,11 @@ static void monet__back_attention_head(void *context, int item, int task)
             const monet_real *dout[MONET__TOKENS];
             for (int k = 0; k < q.n; ++k) {
                 size_t      pos = (size_t)(first + k);
-                monet_real *row = q.p[k] + 2 * T;
+                monet_real *row = q.p[k] + 2 * T, *in = t->dsplit + ((size_t)b * T + pos) * t->stride;
                 ds[k] = q.p[k] + T;
                 dq[k] = t->dheads + monet__train_head(t, A, b, head) + pos * P;
                 memset(dq[k], 0, P * sizeof *dq[k]);
-                memcpy(row, t->h + (((size_t)b * T + pos) * (size_t)A + (size_t)head) * D,
-                       D * sizeof *row);
+                for (size_t d = 0; d < D; ++d) row[d] = in[monet__split((size_t)head * D + d)];
                 memset(row + D, 0, (P - D) * sizeof *row);
                 dout[k] = row;
             }
@@ -7997,17 +8038,15 @@ static void monet__back_attention_head(void *context, int item, int task)
 }
 
 /* Gradients of the heads of one token become rows of wide, rope turned back. */
-static void monet__back_heads(void *context, int token, int task)
+static void monet__back_heads(monet_trainer *t, size_t token)
 {
-    monet_trainer    *t = (monet_trainer *)context;
     const monet_arch *a = &t->model->arch;
-    int               D = t->D, b = token / t->T, pos = token % t->T;
+    int               D = t->D, b = (int)token / t->T, pos = (int)token % t->T;
     size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
     monet_real       *from = t->dheads;
-    (void)task;
     for (int part = 0; part < 3; ++part) {
         int         heads = part ? a->n_kv_heads : a->n_heads;
-        monet_real *row = t->wide + ((size_t)token * 3 + (size_t)part) * C;
+        monet_real *row = t->wide + (token * 3 + (size_t)part) * C;
         for (int head = 0; head < heads; ++head, row += D) {
             monet__train_place(t, from + monet__train_head(t, heads, b, head), part, pos, row,
                                true);
@@ -8023,17 +8062,14 @@ static void monet__back_attention(monet_trainer *t)
     const monet__layer *layer = &t->model->layers[t->layer];
     monet__kept        *kept = &t->kept[t->layer];
     size_t              C = (size_t)a->dim;
-    monet__train_split(t, kept->attention);
-    monet__each(&t->team, t->BT, monet__back_zero, t);
-    monet__back_linear(t, layer->w[MONET__T_O], t->dx, C);
-    monet__each(&t->team, t->BT, monet__back_natural, t);
+    t->in.x = kept->attention;
+    monet__back_linear(t, layer->w[MONET__T_O], t->dx, C, false);
     monet__each(&t->team, t->B * a->n_kv_heads, monet__back_attention_head, t);
-    monet__each(&t->team, t->BT, monet__back_heads, t);
-    monet__train_norm(t, kept->x, layer->w[MONET__T_NORM1]);
-    monet__each(&t->team, t->BT, monet__back_zero, t);
-    monet__back_linear(t, layer->w[MONET__T_Q], t->wide, 3 * C);
-    monet__back_linear(t, layer->w[MONET__T_K], t->wide + C, 3 * C);
-    monet__back_linear(t, layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
+    monet__train_tokens(t, monet__back_heads);
+    monet__train_norm(t, kept->x, NULL, layer->w[MONET__T_NORM1]);
+    monet__back_linear(t, layer->w[MONET__T_Q], t->wide, 3 * C, false);
+    monet__back_linear(t, layer->w[MONET__T_K], t->wide + C, 3 * C, true);
+    monet__back_linear(t, layer->w[MONET__T_V], t->wide + 2 * C, 3 * C, true);
     monet__back_norm(t, kept->x, layer->w[MONET__T_NORM1]);
 }
 
