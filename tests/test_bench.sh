@@ -67,7 +67,7 @@ check "CSV: the file's size" [ "$(field file 9)" -eq "$(wc -c < "$model")" ]
 check "CSV: the session's size" positive "$(field session 9)"
 if [ -r /proc/self/status ]; then
     check "CSV: the process held the most of the file" \
-        positive "$(awk -v r="$(field resident 9)" -v f="$(field file 9)" 'BEGIN { print 2*r - f }')"
+        [ "$(field resident 9)" -gt "$(($(field file 9) / 2))" ]
 fi
 first=$(field first 9) load=$(field load 9)
 check "CSV: the answer comes after loading" \
