@@ -2308,31 +2308,614 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
     return monet__kernels_for(kernels)->name;
 }
 
-/* ---- kernels: fast mode --------------------------------------------------------------- >>fast */
-typedef struct monet__codes { /* 32 columns of one activation vector as signed bytes */
-    int8_t  code[32];         /* split order; value = scale * code */
-    int32_t fix8[8], fix4[4]; /* what the offset of q8 and q4 codes adds, taken away */
-    float   scale, pad[3];
+/* ---- kernels: fast mode ---------------------------------------------------------------- >>fast
+   For many tokens, products of bf16 numbers with sums in f32; for one token and q8 or q4 weights,
+   of 8-bit integers. Inputs are rounded as said here; sums are in f32, in an order that depends on
+   the table and the shape, never on other tokens. Subnormal numbers may count as 0.
+
+   Many tokens: tiles of 16 tokens x 16 rows. Activations are rows of bf16, columns in order.
+   Weights are made into [column group][16 pairs of columns][16 rows][2] in scratch memory, which
+   suits both AMX and the dot products of AVX512_BF16; only that step knows their dtype.          */
+#define MONET__TILE 1024   /* bytes of a tile: 16 x 16 pairs of bf16 */
+#define MONET__TILE_SETS 8 /* sets of 16 rows that are made at once: all tiles stay in L2 */
+
+typedef struct monet__codes { /* 32 columns of x as signed bytes: scale * code, in split order */
+    int8_t  code[32];
+    int32_t fix8[8], fix4[4]; /* each 4 codes x -128 (q4: of both halves, x -8): codes of weights */
+    float   scale, pad[3];    /* are kept with that offset */
 } monet__codes;
 
-typedef struct monet__fast {
-    const char *name;
-    void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
+typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are faster */
+    const char *name;        /* "scalar", "vnni", "bf16", "amx", "none" */
+    /* x (32*groups, split order) to bf16, columns in order. parts = 1: rounded; 3: lo, mid and hi
+       (3, 32*groups) that together are x exactly, where it is below 3e38.                        */
+    void (*narrow)(uint16_t *out, const monet_real *x, size_t groups, int parts);
+    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as narrowed.
+       Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.    */
     void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
                 int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
                 void *scratch);
     void (*quantize)(monet__codes *out, const monet_real *x, size_t groups);
+    /* out[r] = row r . x for n_rows rows of q8 or q4 panels that follow one another. */
     void (*dot_int8)(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
                      int n_rows, size_t groups, const monet__codes *x);
 } monet__fast;
 
-static size_t monet__fast_scratch(size_t groups) { return groups; }
+static size_t monet__fast_scratch(size_t groups) { return MONET__TILE_SETS * MONET__TILE * groups; }
+
+/* Bytes of one column group of a panel. */
+static size_t monet__group_size(monet_dtype dtype, int rows)
+{
+    size_t row = dtype == MONET_Q8 ? 34 : dtype == MONET_Q4 ? 18
+                                        : MONET__GROUP * monet_dtype_size(dtype);
+    return (size_t)rows * row;
+}
+
+/* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
+typedef struct monet__step {
+    const uint16_t *x[32]; /* behind `tokens` the last one again */
+    const char     *w[2];  /* tiles of a set */
+    int             tokens, sets;
+    size_t          groups, x_groups; /* x has them `parts` times */
+} monet__step;
+
+typedef struct monet__tiles {
+    /* The tile of one column group of n rows; what is behind these rows does not matter. */
+    void (*make)(char *tile, const char *group, monet_dtype dtype, int panel_rows, int first,
+                 int n);
+    void (*step)(float (*c)[512], const monet__step *step); /* c[set][16*token + row] */
+} monet__tiles;
+
+/* All tokens with the tiles of rows first[0]..first[sets]-1. */
+static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, const char *made,
+                            const int *first, int sets, monet__step *step,
+                            const uint16_t *const *x, int n_tokens)
+{
+    float c[2][512];
+    for (int t = 0; t < n_tokens; t += 32) {
+        step->tokens = n_tokens - t < 32 ? n_tokens - t : 32;
+        for (int k = 0; k < 32; ++k) step->x[k] = x[k < step->tokens ? t + k : n_tokens - 1];
+        for (int s = 0; s < sets; s += 2) {
+            step->sets = sets - s < 2 ? 1 : 2;
+            step->w[0] = made + MONET__TILE * step->groups * (size_t)s;
+            step->w[1] = step->w[0] + MONET__TILE * step->groups;
+            tiles->step(c, step);
+            for (int k = 0; k < step->sets; ++k) {
+                int at = first[s + k], rows = first[s + k + 1] - at;
+                for (int i = 0; i < step->tokens; ++i) {
+                    monet_real *to = out[t + i] + at;
+                    if (rows == 16 && sizeof *to == 4) memcpy(to, c[k] + i * 16, 64);
+                    else for (int r = 0; r < rows; ++r) to[r] = (monet_real)c[k][i * 16 + r];
+                }
+            }
+        }
+    }
+}
+
+static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, const void *panel,
+                             monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
+                             const uint16_t *const *x, int parts, int n_tokens, void *scratch)
+{
+    size_t      size = monet__group_size(dtype, panel_rows);
+    int         first[MONET__TILE_SETS + 1], sets;
+    monet__step step;
+    step.groups = groups, step.x_groups = groups * (size_t)parts;
+    for (int row = 0; row < n_rows; row = first[sets]) {
+        char *tile = (char *)scratch;
+        first[0] = row;
+        for (sets = 0; sets < MONET__TILE_SETS && first[sets] < n_rows; ++sets) {
+            const char *group = (const char *)panel;
+            int         at = first[sets] % panel_rows, n = panel_rows - at;
+            if (n > 16) n = 16;
+            if (n > n_rows - first[sets]) n = n_rows - first[sets];
+            group += (size_t)(first[sets] / panel_rows) * groups * size;
+            for (size_t g = 0; g < groups; ++g, group += size, tile += MONET__TILE)
+                tiles->make(tile, group, dtype, panel_rows, at, n);
+            first[sets + 1] = first[sets] + n;
+        }
+        monet__dot_sets(tiles, out, (const char *)scratch, first, sets, &step, x, n_tokens);
+    }
+}
+
+/* What rounding loses goes on in the next part. */
+static void monet__narrow(uint16_t *out, const monet_real *x, size_t groups, int parts)
+{
+    size_t n = groups * MONET__GROUP;
+    for (size_t k = 0; k < n; ++k) {
+        float rest = (float)x[monet__split(k)];
+        for (size_t part = (size_t)parts; part-- > 0;) {
+            out[part * n + k] = monet__to_bf16(rest);
+            rest -= monet__from_bf16(out[part * n + k]);
+        }
+    }
+}
+
+/* Column k of row r of a group. */
+static float monet__group_get(const char *group, monet_dtype dtype, size_t rows, size_t r, size_t k)
+{
+    const uint8_t *q = (const uint8_t *)group;
+    size_t         bytes = dtype == MONET_Q8 ? 32 : 16;
+    int            code;
+    if (dtype == MONET_BF16) return monet__from_bf16(monet__u16(q + r * 64 + 2 * k));
+    if (dtype == MONET_F32 || dtype == MONET_F16)
+        return (float)monet__get(q, dtype, r * MONET__GROUP + monet__split(k));
+    code = dtype == MONET_Q8 ? q[r * 32 + monet__split(k)] - 128
+                             : (q[r * 16 + k / 2] >> k % 2 * 4 & 15) - 8;
+    return monet__from_bf16(monet__u16(q + rows * bytes + 2 * r)) * (float)code;
+}
+
+static void monet__make_scalar(char *tile, const char *group, monet_dtype dtype, int panel_rows,
+                               int first, int n)
+{
+    for (size_t r = 0; r < (size_t)n; ++r)
+        for (size_t k = 0; k < MONET__GROUP; ++k) {
+            uint16_t h = monet__to_bf16(monet__group_get(group, dtype, (size_t)panel_rows,
+                                                         (size_t)first + r, k));
+            memcpy(tile + k / 2 * 64 + r * 4 + k % 2 * 2, &h, 2);
+        }
+}
+
+static void monet__step_scalar(float (*c)[512], const monet__step *step)
+{
+    for (int set = 0; set < step->sets; ++set)
+        for (int t = 0; t < step->tokens; ++t) {
+            float sum[16] = {0};
+            for (size_t pair = 0; pair < step->x_groups * 16; ++pair) {
+                const uint16_t *x = step->x[t] + 2 * pair;
+                uint16_t        w[32];
+                memcpy(w, step->w[set] + pair % (step->groups * 16) * 64, 64);
+                for (int r = 0; r < 16; ++r)
+                    sum[r] += monet__from_bf16(x[0]) * monet__from_bf16(w[2 * r]) +
+                              monet__from_bf16(x[1]) * monet__from_bf16(w[2 * r + 1]);
+            }
+            memcpy(c[set] + t * 16, sum, sizeof sum);
+        }
+}
+
+static void monet__dot_scalar(monet_real *const *out, const void *panel, monet_dtype dtype,
+                              int panel_rows, int n_rows, size_t groups, const uint16_t *const *x,
+                              int parts, int n_tokens, void *scratch)
+{
+    static const monet__tiles tiles = {monet__make_scalar, monet__step_scalar};
+    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
+                     scratch);
+}
+
+/* Scale of 32 numbers by the bits of the largest: NaN if it is not finite, 0 if below 2^-100. */
+static float monet__code_scale(uint32_t most)
+{
+    return most < 0x0d800000u ? 0 : most < 0x7f800000u ? monet__float(most) / 127 : (float)NAN;
+}
+
+/* Nearest codes, -127..127; all 0 where the scale is 0 or NaN. */
+static void monet__quantize(monet__codes *out, const monet_real *x, size_t groups)
+{
+    for (; groups--; x += MONET__GROUP, ++out) {
+        uint32_t most = 0;
+        float    factor;
+        for (int k = 0; k < MONET__GROUP; ++k) {
+            uint32_t u = monet__bits((float)x[k]) & 0x7fffffffu;
+            if (u > most) most = u;
+        }
+        memset(out, 0, sizeof *out);
+        out->scale = monet__code_scale(most);
+        if (!(out->scale > 0)) continue;
+        factor = 127 / monet__float(most);
+        for (int k = 0; k < MONET__GROUP; ++k) {
+            int code = (int)lrintf((float)x[k] * factor);
+            out->code[k] = (int8_t)code;
+            out->fix8[k / 4] -= 128 * code;
+            out->fix4[k / 4 % 4] -= 8 * code;
+        }
+    }
+}
+
+/* A row of q8 has 8 sums, of q4 4: one for each 4 bytes of codes. Each group adds the integer times
+   (scale of w * scale of x), in f32; at the end a tree.                                          */
+static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
+                            int n_rows, size_t groups, const monet__codes *x)
+{
+    size_t size = monet__group_size(dtype, panel_rows), bytes = dtype == MONET_Q8 ? 32 : 16;
+    for (int row = 0; row < n_rows; ++row) {
+        size_t         r = (size_t)(row % panel_rows);
+        const uint8_t *q = (const uint8_t *)panel + (size_t)(row / panel_rows) * groups * size;
+        float          sum[8] = {0};
+        for (size_t g = 0; g < groups; ++g, q += size) {
+            uint16_t scale = monet__u16(q + (size_t)panel_rows * bytes + 2 * r);
+            for (size_t l = 0; l < bytes / 4; ++l) {
+                int32_t dot = dtype == MONET_Q8 ? x[g].fix8[l] : x[g].fix4[l];
+                for (size_t k = 4 * l; k < 4 * l + 4; ++k) {
+                    int w = q[r * bytes + k];
+                    dot += dtype == MONET_Q8 ? w * x[g].code[k] : (w & 15) * x[g].code[k] +
+                                                                  (w >> 4) * x[g].code[k + 16];
+                }
+                sum[l] += (float)dot * (monet__from_bf16(scale) * x[g].scale);
+            }
+        }
+        for (size_t step = bytes / 8; step; step /= 2)
+            for (size_t l = 0; l < step; ++l) sum[l] += sum[l + step];
+        out[row] = (monet_real)sum[0];
+    }
+}
+
+static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL};
+static const monet__fast monet__fast_scalar = {"scalar", monet__narrow, monet__dot_scalar,
+                                               monet__quantize, monet__dot_int8};
+
+#if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
+    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#define MONET__FAST_SIMD 1
+#include <cpuid.h>
+#include <immintrin.h>
+#define MONET__INLINE static inline __attribute__((always_inline))
+#define MONET__UNROLL _Pragma("GCC unroll 16")
+#define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
+#define MONET__VNNI __attribute__((target(MONET__ISA)))
+#define MONET__BF16 __attribute__((target(MONET__ISA ",avx512bf16")))
+#define MONET__AMX __attribute__((target(MONET__ISA ",amx-tile,amx-bf16")))
+#define MONET__LOAD_128(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
+#define MONET__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+
+/* Even and odd columns, rounded to bf16, as 16 pairs. */
+MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
+{
+    __m512  x[2];
+    __m512i u[2];
+    x[0] = even, x[1] = odd;
+    MONET__UNROLL for (int k = 0; k < 2; ++k) {
+        __m512i bits = _mm512_castps_si512(x[k]), up = _mm512_srli_epi32(bits, 16);
+        up = _mm512_add_epi32(_mm512_and_si512(up, _mm512_set1_epi32(1)),
+                              _mm512_set1_epi32(0x7fff));
+        u[k] = _mm512_mask_or_epi32(_mm512_add_epi32(bits, up),
+                                    _mm512_cmp_ps_mask(x[k], x[k], _CMP_UNORD_Q), bits,
+                                    _mm512_set1_epi32(64 << 16)); /* NaN stays NaN */
+    }
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
+}
+
+static MONET__VNNI void monet__narrow_512(uint16_t *out, const monet_real *x, size_t groups,
+                                          int parts)
+{
+    for (size_t g = 0; g < groups; ++g) {
+        __m512 even = _mm512_loadu_ps((const void *)(x + g * 32));
+        __m512 odd = _mm512_loadu_ps((const void *)(x + g * 32 + 16));
+        for (size_t part = (size_t)parts; part-- > 0;) {
+            __m512i u = monet__pairs_512(even, odd);
+            _mm512_storeu_si512(out + (part * groups + g) * 32, u);
+            even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(u, 16)));
+            u = _mm512_and_si512(u, _mm512_set1_epi32(-65536));
+            odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(u));
+        }
+    }
+}
+
+/* Row r of a group that is not bf16, as pairs. */
+MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
+                                                 size_t r)
+{
+    size_t   bytes = dtype == MONET_Q8 ? 32 : 16;
+    __m128i  nibble = _mm_set1_epi8(15), low, high;
+    __m512i  offset = _mm512_set1_epi32(dtype == MONET_Q8 ? 128 : 8);
+    uint16_t h;
+    __m512   scale;
+    if (dtype == MONET_F32)
+        return monet__pairs_512(_mm512_loadu_ps(group + r * 128),
+                                _mm512_loadu_ps(group + r * 128 + 64));
+    if (dtype == MONET_F16)
+        return monet__pairs_512(_mm512_cvtph_ps(MONET__LOAD_256(group + r * 64)),
+                                _mm512_cvtph_ps(MONET__LOAD_256(group + r * 64 + 32)));
+    memcpy(&h, group + rows * bytes + 2 * r, 2);
+    scale = _mm512_set1_ps(monet__from_bf16(h));
+    low = MONET__LOAD_128(group + r * bytes);
+    high = dtype == MONET_Q8 ? MONET__LOAD_128(group + r * 32 + 16) : _mm_srli_epi16(low, 4);
+    if (dtype == MONET_Q4) low = _mm_and_si128(low, nibble), high = _mm_and_si128(high, nibble);
+#define MONET__NUMBERS(q)                                                                          \
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(q), offset)), scale)
+    return monet__pairs_512(MONET__NUMBERS(low), MONET__NUMBERS(high));
+#undef MONET__NUMBERS
+}
+
+/* Turns 16 rows of pairs into a tile, 4 x 4 pairs at a time in each quarter of a register. */
+MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int n)
+{
+    const char *p[16];
+    MONET__UNROLL for (int r = 0; r < 16; ++r) p[r] = rows + (r < n ? r : n - 1) * 64;
+    MONET__UNROLL for (int r = 0; r < 16; ++r) _mm_prefetch(p[r] + 8192, _MM_HINT_T0);
+    for (int q = 0; q < 64; q += 16) {
+        __m512i v[4], u[4];
+        MONET__UNROLL for (int i = 0; i < 4; ++i) {
+            v[i] = _mm512_castsi128_si512(MONET__LOAD_128(p[i] + q));
+            v[i] = _mm512_inserti32x4(v[i], MONET__LOAD_128(p[4 + i] + q), 1);
+            v[i] = _mm512_inserti32x4(v[i], MONET__LOAD_128(p[8 + i] + q), 2);
+            v[i] = _mm512_inserti32x4(v[i], MONET__LOAD_128(p[12 + i] + q), 3);
+        }
+        u[0] = _mm512_unpacklo_epi32(v[0], v[1]), u[1] = _mm512_unpackhi_epi32(v[0], v[1]);
+        u[2] = _mm512_unpacklo_epi32(v[2], v[3]), u[3] = _mm512_unpackhi_epi32(v[2], v[3]);
+        MONET__UNROLL for (int i = 0; i < 2; ++i, tile += 128) {
+            _mm512_storeu_si512(tile, _mm512_unpacklo_epi64(u[i], u[i + 2]));
+            _mm512_storeu_si512(tile + 64, _mm512_unpackhi_epi64(u[i], u[i + 2]));
+        }
+    }
+}
+
+static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dtype dtype,
+                                        int panel_rows, int first, int n)
+{
+    char rows[MONET__TILE];
+    if (dtype == MONET_BF16) {
+        monet__turn_512(tile, group + first * 64, n);
+        return;
+    }
+    for (int r = 0; r < n; ++r)
+        _mm512_storeu_si512(rows + r * 64, monet__row_512(group, dtype, (size_t)panel_rows,
+                                                          (size_t)(first + r)));
+    monet__turn_512(tile, rows, n);
+}
+
+/* 32 columns of 16 tokens side by side. */
+MONET__INLINE MONET__VNNI void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
+{
+    MONET__UNROLL for (int t = 0; t < 16; ++t)
+        _mm512_storeu_si512(tile + t * 64, _mm512_loadu_si512(x[t] + g * MONET__GROUP));
+}
+
+/* A vector of 16 rows times a pair of columns of each of 16 tokens. */
+static MONET__BF16 void monet__step_bf16(float (*c)[512], const monet__step *step)
+{
+    for (int k = 0; k < 4; ++k) {
+        int    first = k / 2 * 16, set = k % 2;
+        char   x[MONET__TILE];
+        __m512 sum[16];
+        if (set >= step->sets || first >= step->tokens) continue;
+        MONET__UNROLL for (int t = 0; t < 16; ++t) sum[t] = _mm512_setzero_ps();
+        for (size_t g = 0; g < step->x_groups; ++g) {
+            const char *w = step->w[set] + g % step->groups * MONET__TILE;
+            monet__gather_512(x, step->x + first, g);
+            for (int pair = 0; pair < MONET__TILE / 16; pair += 4) {
+                __m512bh rows = (__m512bh)_mm512_loadu_si512(w + pair * 16);
+                MONET__UNROLL for (int t = 0; t < 16; ++t) {
+                    int both;
+                    memcpy(&both, x + t * 64 + pair, 4);
+                    sum[t] = _mm512_dpbf16_ps(sum[t], rows, (__m512bh)_mm512_set1_epi32(both));
+                }
+            }
+        }
+        MONET__UNROLL for (int t = 0; t < 16; ++t)
+            _mm512_storeu_ps(c[set] + (first + t) * 16, sum[t]);
+    }
+}
+
+static MONET__VNNI void monet__dot_bf16(monet_real *const *out, const void *panel,
+                                        monet_dtype dtype, int panel_rows, int n_rows,
+                                        size_t groups, const uint16_t *const *x, int parts,
+                                        int n_tokens, void *scratch)
+{
+    static const monet__tiles tiles = {monet__make_512, monet__step_bf16};
+    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
+                     scratch);
+}
+
+/* Tiles: 0 to 3 sums, 4 and 5 tokens, 6 and 7 rows. As asm, because the functions that compilers
+   have for this do not say which memory they read.                                               */
+#define MONET__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
+#define MONET__TILE_LOAD(t, p, stride)                                                             \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(stride) : "memory")
+#define MONET__TILE_STORE(t, p)                                                                    \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((size_t)64) : "memory")
+#define MONET__TILE_DOT(c, x, w)                                                                   \
+    __asm__ volatile("tdpbf16ps %%tmm" #w ", %%tmm" #x ", %%tmm" #c ::: "memory")
+/* Tokens are read where they are if they lie at one distance, else side by side from a copy. */
+#define MONET__TILE_TOKENS(t, first, distance)                                                     \
+    if (distance) {                                                                                \
+        MONET__TILE_LOAD(t, step->x[first] + g * MONET__GROUP, distance);                          \
+    } else {                                                                                       \
+        monet__gather_512(copy[g % 4][first / 16], step->x + first, g);                            \
+        MONET__TILE_LOAD(t, copy[g % 4][first / 16], (size_t)64);                                  \
+    }
+
+/* Bytes from a token to the next, if 16 tokens lie at one distance; else 0. */
+static size_t monet__distance(const uint16_t *const *x)
+{
+    uintptr_t distance = (uintptr_t)x[1] - (uintptr_t)x[0];
+    for (int t = 2; t < 16; ++t)
+        if ((uintptr_t)x[t] - (uintptr_t)x[t - 1] != distance) return 0;
+    return (size_t)distance;
+}
+
+static MONET__AMX void monet__step_amx(float (*c)[512], const monet__step *step)
+{
+    bool   two_x = step->tokens > 16, two_w = step->sets > 1;
+    size_t distance0 = monet__distance(step->x), distance1 = monet__distance(step->x + 16);
+    char   copy[4][2][MONET__TILE];
+    MONET__TILE_ZERO(0);
+    MONET__TILE_ZERO(1);
+    MONET__TILE_ZERO(2);
+    MONET__TILE_ZERO(3);
+    for (size_t g = 0; g < step->x_groups; ++g) {
+        size_t tile = g % step->groups * MONET__TILE;
+        MONET__TILE_LOAD(6, step->w[0] + tile, (size_t)64);
+        MONET__TILE_TOKENS(4, 0, distance0)
+        MONET__TILE_DOT(0, 4, 6);
+        if (two_w) MONET__TILE_LOAD(7, step->w[1] + tile, (size_t)64);
+        if (two_w) MONET__TILE_DOT(1, 4, 7);
+        if (!two_x) continue;
+        MONET__TILE_TOKENS(5, 16, distance1)
+        MONET__TILE_DOT(2, 5, 6);
+        if (two_w) MONET__TILE_DOT(3, 5, 7);
+    }
+    MONET__TILE_STORE(0, c[0]);
+    MONET__TILE_STORE(1, c[1]);
+    MONET__TILE_STORE(2, c[0] + 256);
+    MONET__TILE_STORE(3, c[1] + 256);
+}
+
+static MONET__AMX void monet__dot_amx(monet_real *const *out, const void *panel, monet_dtype dtype,
+                                      int panel_rows, int n_rows, size_t groups,
+                                      const uint16_t *const *x, int parts, int n_tokens,
+                                      void *scratch)
+{
+    static const monet__tiles tiles = {monet__make_512, monet__step_amx};
+    static const struct { uint8_t palette[16]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
+        {1}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    __asm__ volatile("ldtilecfg %0" ::"m"(config));
+    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
+                     scratch);
+    __asm__ volatile("tilerelease" ::: "memory");
+}
+
+static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
+{
+    __m512i plain = _mm512_set1_epi32(0x7fffffff);
+    for (; groups--; x += MONET__GROUP, ++out) {
+        __m512  even = _mm512_loadu_ps((const void *)x), factor;
+        __m512  odd = _mm512_loadu_ps((const void *)(x + 16));
+        __m512i bits = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(even), plain),
+                                        _mm512_and_si512(_mm512_castps_si512(odd), plain));
+        __m128i low, high, sums;
+        __m256i code, four;
+        float   scale = monet__code_scale(_mm512_reduce_max_epu32(bits));
+        memset(out, 0, sizeof *out);
+        out->scale = scale;
+        if (!(scale > 0)) continue;
+        factor = _mm512_set1_ps(127 / monet__float(_mm512_reduce_max_epu32(bits)));
+        low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(even, factor)));
+        high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(odd, factor)));
+        code = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+        four = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), code);
+        sums = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+        _mm256_storeu_si256((__m256i *)(void *)out->code, code);
+        _mm256_storeu_si256((__m256i *)(void *)out->fix8,
+                            _mm256_mullo_epi32(four, _mm256_set1_epi32(-128)));
+        _mm_storeu_si128((__m128i *)(void *)out->fix4,
+                         _mm_mullo_epi32(sums, _mm_set1_epi32(-8)));
+    }
+}
+
+/* n rows of a panel from r on, w its first group. A vector holds the codes of 4 rows of q4 or of 2
+   of q8; the last vector may be short.                                                           */
+MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
+                                                bool q4, size_t panel_rows, size_t groups,
+                                                const monet__codes *x)
+{
+    int       per = q4 ? 4 : 2, V = (n + per - 1) / per;
+    size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
+    __mmask64 all = ~(__mmask64)0, tail = all >> (64 - (size_t)(n - (V - 1) * per) * bytes);
+    __m512i   lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), at[8];
+    __m512i   nibble = _mm512_set1_epi8(15);
+    __m512    sum[8];
+    float     result[16 + 2];
+    MONET__UNROLL for (int v = 0; v < V; ++v) {
+        sum[v] = _mm512_setzero_ps();
+        at[v] = _mm512_add_epi32(_mm512_srli_epi32(lane, q4 ? 2 : 3), _mm512_set1_epi32(v * per));
+    }
+    for (size_t g = 0; g < groups; ++g, w += size) {
+        __m256i h = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1),
+                                             w + panel_rows * bytes + 2 * r);
+        __m512  scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+        __m256i code = MONET__LOAD_256(x[g].code);
+        __m512i fix = q4 ? _mm512_broadcast_i32x4(MONET__LOAD_128(x[g].fix4))
+                         : _mm512_broadcast_i64x4(MONET__LOAD_256(x[g].fix8));
+        __m512i low = q4 ? _mm512_broadcast_i32x4(_mm256_castsi256_si128(code))
+                         : _mm512_broadcast_i64x4(code);
+        __m512i high = _mm512_broadcast_i32x4(_mm256_extracti128_si256(code, 1));
+        scale = _mm512_mul_ps(scale, _mm512_set1_ps(x[g].scale));
+        MONET__UNROLL for (int v = 0; v < V; ++v) {
+            const char *p = w + r * bytes + 64 * v;
+            __m512i     q = _mm512_maskz_loadu_epi8(v + 1 < V ? all : tail, p), dot;
+            dot = _mm512_dpbusd_epi32(fix, q4 ? _mm512_and_si512(q, nibble) : q, low);
+            q = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
+            if (q4) dot = _mm512_dpbusd_epi32(dot, q, high);
+            sum[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                     _mm512_permutexvar_ps(at[v], scale), sum[v]);
+            _mm_prefetch(p + 8192, _MM_HINT_T0);
+        }
+    }
+    MONET__UNROLL for (int v = 0; v < V; ++v) {
+        __m512 s = sum[v];
+        if (!q4) s = _mm512_add_ps(s, _mm512_shuffle_f32x4(s, s, 0xb1));
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+        s = _mm512_maskz_compress_ps(q4 ? 0x1111 : 0x0101, s);
+        _mm_storeu_ps(result + per * v, _mm512_castps512_ps128(s));
+    }
+    for (int k = 0; k < n; ++k) out[k] = (monet_real)result[k];
+}
+
+static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
+                                            int panel_rows, int n_rows, size_t groups,
+                                            const monet__codes *x)
+{
+    size_t size = groups * monet__group_size(dtype, panel_rows), rows = (size_t)panel_rows;
+    bool   q4 = dtype == MONET_Q4;
+    for (int row = 0, n; row < n_rows; row += n, out += n) {
+        const char *w = (const char *)panel + (size_t)(row / panel_rows) * size;
+        size_t      r = (size_t)(row % panel_rows);
+        n = panel_rows - row % panel_rows;
+        if (n > n_rows - row) n = n_rows - row;
+        n = n >= 16 ? 16 : n >= 8 ? 8 : n > 2 && !q4 ? 2 : n > 4 ? 4 : n;
+        if (n == 16 && q4) monet__int8_rows(out, w, r, 16, true, rows, groups, x);
+        else if (n == 16) monet__int8_rows(out, w, r, 16, false, rows, groups, x);
+        else if (n == 8 && q4) monet__int8_rows(out, w, r, 8, true, rows, groups, x);
+        else if (n == 8) monet__int8_rows(out, w, r, 8, false, rows, groups, x);
+        else if (q4) monet__int8_rows(out, w, r, n, true, rows, groups, x);
+        else monet__int8_rows(out, w, r, n, false, rows, groups, x);
+    }
+}
+
+static const monet__fast monet__fast_vnni = {"vnni", NULL, NULL, monet__quantize_512,
+                                             monet__dot_int8_512};
+static const monet__fast monet__fast_bf16 = {"bf16", monet__narrow_512, monet__dot_bf16,
+                                             monet__quantize_512, monet__dot_int8_512};
+static const monet__fast monet__fast_amx = {"amx", monet__narrow_512, monet__dot_amx,
+                                            monet__quantize_512, monet__dot_int8_512};
+
+/* Linux gives tiles to a process that asks for their registers (18); it may be refused. */
+static bool monet__has_amx(void)
+{
+#ifdef __linux__
+    unsigned a, b, c, d = 0;
+    long     result = 158; /* arch_prctl(ARCH_REQ_XCOMP_PERM, 18) */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 5) != 5) return false;
+    __asm__ volatile("syscall" : "+a"(result) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return result == 0;
+#else
+    return false;
+#endif
+}
+#undef MONET__INLINE
+#undef MONET__UNROLL
+#undef MONET__ISA
+#undef MONET__VNNI
+#undef MONET__BF16
+#undef MONET__AMX
+#undef MONET__LOAD_128
+#undef MONET__LOAD_256
+#undef MONET__TILE_ZERO
+#undef MONET__TILE_LOAD
+#undef MONET__TILE_STORE
+#undef MONET__TILE_DOT
+#undef MONET__TILE_TOKENS
+#endif
+
+/* The table for a config. By itself bf16 without tiles is taken from AMD only: the others need more
+   time for it than for products in f32.                                                          */
 static const monet__fast *monet__fast_for(monet_kernels wanted)
 {
-    static const monet__fast none = {"none", NULL, NULL, NULL, NULL};
-    (void)wanted;
-    return &none;
+    if (wanted == MONET_KERNELS_SCALAR) return &monet__fast_scalar;
+#ifdef MONET__FAST_SIMD
+    if (wanted == MONET_KERNELS_AVX2 || !monet__has_avx512() ||
+        !__builtin_cpu_supports("avx512vnni"))
+        return &monet__fast_none;
+    if (wanted == MONET_KERNELS_AVX512 || !__builtin_cpu_supports("avx512bf16"))
+        return &monet__fast_vnni;
+    if (wanted != MONET_KERNELS_BF16 && monet__has_amx()) return &monet__fast_amx;
+    if (wanted == MONET_KERNELS_BF16 || __builtin_cpu_is("amd")) return &monet__fast_bf16;
+    return &monet__fast_vnni;
+#else
+    return &monet__fast_none;
+#endif
 }
+#undef MONET__FAST_SIMD
 
 /* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
    Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, a text as
@@ -3665,7 +4248,7 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
                            in->codes);
         return true;
     }
-    if (!in->rounded || (p->parts == 3 && dtype != MONET_BF16)) return false;
+    if (!in->rounded || (p->parts == 3 && dtype != MONET_BF16)) return false; /* stays f32 */
     for (int t = 0; t < in->n; t += MONET__FAST_TOKENS) {
         int n = in->n - t < MONET__FAST_TOKENS ? in->n - t : MONET__FAST_TOKENS;
         for (int k = 0; k < n; ++k) {
@@ -4233,7 +4816,7 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
 {
     const monet__input *in = moe->in;
     const monet_real   *x[MONET__TOKENS];
-    const uint16_t     *rounded[MONET__TOKENS];
+    const uint16_t     *rounded[MONET__FAST_TOKENS];
     int                 m = moe->m;
     size_t              groups = monet__n_groups(u);
     const char         *panel = (const char *)u->data + (size_t)i * monet__panel_bytes(u);
@@ -4241,26 +4824,29 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
         in->fast->dot_int8(out[0], panel, u->dtype, m, m, groups, in->codes);
         return;
     }
-    for (int t = 0; t < n; ++t) {
-        x[t] = in->x + user[2 * t] * in->stride;
-        if (in->rounded) rounded[t] = monet__rounded(in, user[2 * t], groups, 2);
-    }
-    if (in->rounded && n >= MONET__FAST_LEAST)
+    if (in->rounded && in->n > 1 && n >= MONET__FAST_LEAST) {
+        for (int t = 0; t < n; ++t) rounded[t] = monet__rounded(in, user[2 * t], groups, 2);
         in->fast->dot(out, panel, u->dtype, m, m, groups, rounded, 1, n,
                       in->scratch + (size_t)task * in->scratch_size);
-    else moe->kernels->dot_panel(out, panel, u->dtype, m, m, groups, x, n);
+        return;
+    }
+    for (int k, t = 0; t < n; t += k) {
+        for (k = 0; k < MONET__TOKENS && t + k < n; ++k)
+            x[k] = in->x + user[2 * (t + k)] * in->stride;
+        moe->kernels->dot_panel(out + t, panel, u->dtype, m, m, groups, x, k);
+    }
 }
 
 /* a = relu(U n + bias)^2 for one half-expert and all its tokens. */
 static void monet__half_expert(monet__moe *moe, int axis, int i, int task)
 {
-    monet_real       *out[MONET__TOKENS];
+    monet_real       *out[MONET__FAST_TOKENS];
     int               m = moe->m;
     const monet_real *bias = (const monet_real *)moe->w->bias[axis]->data + (size_t)i * (size_t)m;
-    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
+    for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__FAST_TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
         int             n = 0;
-        for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
+        for (; n < MONET__FAST_TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n)
             out[n] = moe->a[axis] + user[2 * n + 1] * (size_t)m;
         monet__half_products(moe, moe->w->u[axis], i, out, user, n, task);
         for (int t = 0; t < n; ++t)
@@ -6295,7 +6881,7 @@ static void monet__split_token(monet_session *s, int t, const monet_real *x)
     monet__to_split(split, x, C);
     if (in->n == 1 && in->codes) in->fast->quantize(in->codes, split, groups);
     if (in->n > 1 && in->rounded)
-        in->fast->round(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
+        in->fast->narrow(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
 }
 
 static void monet__step_split(void *context, int t, int task)
