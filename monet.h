@@ -785,6 +785,7 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
+#define MONET__BLOCK_TOKENS 128 /* tokens of a product that stay in cache */
 #define MONET__FAST_TOKENS 512 /* and one of fast mode */
 #define MONET__FAST_LEAST 4 /* fewer tokens of a half-expert are quicker in f32 */
 #define MONET__BLOCK_GROUPS 4 /* column groups of a block that stays in cache */
@@ -4216,17 +4217,21 @@ static void monet__linear_exact(const monet__linear *job, const monet__product *
     const monet__input *in = job->in;
     const monet_real   *x[MONET__TOKENS];
     monet_real         *out[MONET__TOKENS];
-    for (int t = 0; t < in->n; t += MONET__TOKENS) { /* these stay in cache */
-        int n = in->n - t < MONET__TOKENS ? in->n - t : MONET__TOKENS;
-        for (int k = 0; k < n; ++k) x[k] = in->x + (size_t)(t + k) * in->stride;
+    for (int from = 0; from < in->n; from += MONET__BLOCK_TOKENS) { /* these stay in cache */
+        int to = in->n - from < MONET__BLOCK_TOKENS ? in->n : from + MONET__BLOCK_TOKENS;
         for (int r = first; r < end; r += p->w->panel) {
             const char *panel = (const char *)p->w->data + (size_t)(r / p->w->panel) *
                                 monet__panel_bytes(p->w);
             int         rows = end - r < p->w->panel ? end - r : p->w->panel;
-            for (int k = 0; k < n; ++k)
-                out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)r;
-            job->kernels->dot_panel(out, panel, p->w->dtype, p->w->panel, rows,
-                                    monet__n_groups(p->w), x, n);
+            for (int t = from, n; t < to; t += n) {
+                n = to - t < MONET__TOKENS ? to - t : MONET__TOKENS;
+                for (int k = 0; k < n; ++k) {
+                    x[k] = in->x + (size_t)(t + k) * in->stride;
+                    out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)r;
+                }
+                job->kernels->dot_panel(out, panel, p->w->dtype, p->w->panel, rows,
+                                        monet__n_groups(p->w), x, n);
+            }
         }
     }
 }
@@ -9020,6 +9025,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__ARCH_SIZE
 #undef MONET__BIG_ENDIAN
 #undef MONET__BLOCK_GROUPS
+#undef MONET__BLOCK_TOKENS
 #undef MONET__FAST_LEAST
 #undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
