@@ -117,7 +117,8 @@
    THE .monet FILE        all numbers little-endian; section starts and tensors aligned to 64 bytes
 
      fixed header, 64     magic "MONET\r\n\x1a", u16 major, u16 minor, u32 0x01020304, u64 file size
-                          u32 features that a reader must know, u32 features it may ignore,
+                          u32 features that a reader must know (1: there are q8 or q4 tensors),
+                          u32 features that it may ignore,
                           u32 sections, u32 0, u64 XXH64 of the section table, u64 0,
                           u64 XXH64 of bytes 0..55
      section table        40 bytes each: u32 kind, u32 flags (1 = reader must know it), u64 offset,
@@ -297,8 +298,8 @@ typedef struct monet_arch {
 /* Checks every field, filling in the defaults of those that are 0. */
 MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err);
 /* Describes the tensors of such a model, in file order: names, shapes, layouts; dtype as given for
-   matrices and expert biases, f32 for vectors and statistics. *count is right even if capacity is
-   too small (MONET_ERROR_CAPACITY; `out` may be NULL then).                                      */
+   matrices and expert biases (these are bf16 for q8 and q4), f32 for vectors and statistics. *count
+   is right even if capacity is too small (MONET_ERROR_CAPACITY; `out` may be NULL then).         */
 MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
                                           monet_tensor *out, size_t capacity, size_t *count);
 
@@ -5259,6 +5260,13 @@ static char *monet__append(char *at, const char *s)
     return at;
 }
 
+/* Vectors are f32, and what is read row by row is not quantised. */
+static bool monet__dtype_fits(const monet_tensor *t, monet_dtype dtype)
+{
+    if (t->n_dims == 1) return dtype == MONET_F32;
+    return monet_dtype_size(dtype) || (monet__quantised(dtype) && t->layout != MONET_ROWS);
+}
+
 static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id, int layer,
                                    monet_dtype dtype)
 {
@@ -5272,8 +5280,9 @@ static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id,
     }
     (void)monet__append(name, row->name);
     t->n_dims = row->columns == '1' ? 1 : 2;
-    t->dtype = t->source_dtype = t->n_dims == 1 ? MONET_F32 : dtype;
     t->layout = row->layout;
+    t->dtype = monet__dtype_fits(t, dtype) ? dtype : t->n_dims == 1 ? MONET_F32 : MONET_BF16;
+    t->source_dtype = monet__quantised(t->dtype) ? MONET_BF16 : t->dtype; /* an export's */
     t->panel = (int32_t)monet__dim(a, row->panel);
     t->shape[0] = monet__dim(a, row->rows);
     t->shape[1] = monet__dim(a, row->columns);
@@ -5299,7 +5308,7 @@ MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dt
     monet_arch checked;
     uint64_t   total;
     size_t     n = 0;
-    if (!arch || !count || !monet_dtype_size(dtype) || (capacity && !out))
+    if (!arch || !count || !monet__row_bytes(dtype) || (capacity && !out))
         return MONET_ERROR_ARGUMENT;
     checked = *arch;
     if (monet_arch_check(&checked, NULL) != MONET_OK) return MONET_ERROR_ARGUMENT;
@@ -5324,7 +5333,7 @@ static size_t monet__count_tensors(const monet_arch *arch)
     X(decompose, 0, 1) X(tie_embeddings, 0, 1)
 #define MONET__ARCH_SIZE (15 * 4)
 
-/* From here to the end of >>save: a rule that does not hold ends the function, with words in err. */
+/* From here to the end of >>save: a rule that does not hold ends the function with words in err. */
 #define MONET__NEED(code, rule, ...)                                                               \
     do                                                                                             \
         if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
@@ -5560,11 +5569,13 @@ static int monet__process(void) { return 0; }
 #define MONET__HEADER 64
 #define MONET__SECTION 40
 #define MONET__ENTRY 128
+enum { MONET__HAS_QUANTISED = 1 }; /* features that a reader must know: q8 or q4 tensors */
 static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
 {
-    size_t there = size < 8 ? (size_t)size : 8;
+    size_t   there = size < 8 ? (size_t)size : 8;
+    uint64_t unknown;
     MONET__NEED(FORMAT, there < 5 || memcmp(p, monet__magic, 5) || !memcmp(p, monet__magic, there),
                 "magic is damaged: was the file transferred as text?");
     MONET__NEED(FORMAT, size >= MONET__HEADER, "file is %U bytes, the header alone needs %d: not a "
@@ -5578,8 +5589,9 @@ static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_err
     MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(p, 56), "header: hash does not match");
     MONET__NEED(FORMAT, monet__u64(p + 16) == size, "file is %U bytes, header says %U", size,
                 monet__u64(p + 16));
-    MONET__NEED(VERSION, !monet__u32(p + 24), "file needs features %U that this version does not "
-                "have", (uint64_t)monet__u32(p + 24));
+    unknown = monet__u32(p + 24) & ~(uint32_t)MONET__HAS_QUANTISED;
+    MONET__NEED(VERSION, !unknown, "file needs features %U that this version does not have",
+                unknown);
     return MONET_OK;
 }
 
@@ -5680,10 +5692,12 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
     MONET__NEED(FORMAT, rows == (uint64_t)t->shape[0] && columns == (uint64_t)t->shape[1],
                 "tensor %s: shape is (%U,%U), expected (%D,%D)", name, rows, columns, t->shape[0],
                 t->shape[1]);
-    MONET__NEED(UNSUPPORTED, dtype <= MONET_BF16 && source <= MONET_BF16, "tensor %s: dtype %U "
-                "from %U, this version knows 0..%d", name, dtype, source, MONET_BF16);
-    MONET__NEED(FORMAT, t->n_dims > 1 || dtype == MONET_F32, "tensor %s: dtype is %s, expected f32",
-                name, monet_dtype_name((monet_dtype)dtype));
+    MONET__NEED(UNSUPPORTED, dtype <= MONET_Q4 && source <= MONET_BF16, "tensor %s: dtype %U from "
+                "%U, this version knows 0..%d from 0..%d", name, dtype, source, MONET_Q4,
+                MONET_BF16);
+    MONET__NEED(FORMAT, monet__dtype_fits(t, (monet_dtype)dtype), "tensor %s: dtype is %s, expected"
+                " f32%s", name, monet_dtype_name((monet_dtype)dtype),
+                t->n_dims == 1 ? "" : ", f16 or bf16");
     t->dtype = (monet_dtype)dtype;
     t->source_dtype = (monet_dtype)source;
     t->hash = monet__u64(e + 112);
@@ -5695,10 +5709,15 @@ static monet_result monet__load_tensors(monet_model *model, monet_error *err)
     const monet__span *data = &model->sections[MONET__S_DATA];
     const uint8_t     *e = model->sections[MONET__S_TENSORS].data;
     monet_tensor      *t = model->tensors, *end = t + model->n_tensors;
-    uint64_t           total = 0;
-    for (size_t k = 0; k < model->n_tensors; ++k) MONET__TRY(monet__load_entry(model, k, err));
+    uint64_t           total = 0, features = monet__u32(model->base + 24), needed = 0;
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        MONET__TRY(monet__load_entry(model, k, err));
+        if (monet__quantised(t[k].dtype)) needed = MONET__HAS_QUANTISED;
+    }
     MONET__NEED(FORMAT, monet__place_tensors(t, model->n_tensors, &total) && total == data->size,
                 "data section is %U bytes, its tensors take %U", data->size, total);
+    MONET__NEED(FORMAT, features == needed, "header says features %U, the dtypes of its tensors "
+                "need %U", features, needed);
     for (; t < end; ++t, e += MONET__ENTRY) {
         uint64_t offset = monet__u64(e + 96), size = monet__u64(e + 104);
         MONET__NEED(FORMAT, offset == t->offset && size == t->size, "tensor %s: bytes %U + %U, "
@@ -6168,12 +6187,17 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
     monet__emit(s, n, 8);
 }
 
-/* The entries of the tensors and all hashes, which are known last. */
+/* The entries of the tensors, features and all hashes, which are known last. */
 static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_t moments_hash)
 {
-    uint64_t    n = monet__u32(header + 32);
+    uint64_t    n = monet__u32(header + 32), features = 0;
     monet__sink s = {header, plan->begin[MONET__S_TENSORS]};
-    for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
+    for (size_t t = 0; t < plan->n_tensors; ++t) {
+        monet__emit_tensor(&s, &plan->tensors[t]);
+        if (monet__quantised(plan->tensors[t].dtype)) features = MONET__HAS_QUANTISED;
+    }
+    s.n = 24;
+    monet__emit(&s, features, 4);
     for (uint64_t k = 0; k < n; ++k) {
         uint64_t kind, at = MONET__HEADER + k * MONET__SECTION, hash = 0;
         kind = monet__u32(header + at);
@@ -6373,9 +6397,8 @@ static monet_result monet__writer_tensors(monet__plan *plan, const monet_writer_
                     t->n_dims == given->n_dims && t->shape[0] == given->shape[0] &&
                     t->shape[1] == given->shape[1],
                     "tensor %s: its description is not that of monet_arch_tensors", t->name);
-        MONET__NEED(ARGUMENT, monet_dtype_size(given->dtype) &&
-                    monet_dtype_size(given->source_dtype) &&
-                    (t->n_dims > 1 || given->dtype == MONET_F32),
+        MONET__NEED(ARGUMENT, monet__dtype_fits(t, given->dtype) &&
+                    monet_dtype_size(given->source_dtype),
                     "tensor %s: dtype %d from %d cannot be written", t->name, (int)given->dtype,
                     (int)given->source_dtype);
         t->dtype = given->dtype;
