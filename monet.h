@@ -5435,7 +5435,7 @@ struct monet_model {
     bool            mapped;
 };
 
-/* ---- file ------------------------------------------------------------------------------ >>file
+/* ---- file -------------------------------------------------------------------------------- >>file
    What the system does with files: POSIX, or what stdio can do instead.                          */
 #ifndef MONET_NO_STDIO
 static monet_result monet__io_fail(monet_error *err, const char *what, const char *path)
@@ -6101,28 +6101,28 @@ static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 
 static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
 {
-    const monet_piece *end = t->pieces + t->n_pieces;
-    uint64_t           blob = 0;
-    int32_t            head[8];
-    for (const monet_piece *p = t->pieces; p < end; ++p) blob += (uint64_t)p->size;
-    head[0] = t->n_pieces, head[1] = t->n_merges, head[2] = t->n_eos, head[3] = (int32_t)blob;
-    head[4] = t->unk_id, head[5] = t->bos_id;
-    head[6] = t->prefix_space, head[7] = t->strip_space;
-    monet__emit_ints(s, head, 8);
+    const int32_t counts[3] = {t->n_pieces, t->n_merges, t->n_eos};
+    const int32_t rules[4] = {t->unk_id, t->bos_id, t->prefix_space, t->strip_space};
+    uint64_t      blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
+    monet__emit_ints(s, counts, 3);
+    monet__emit(s, blob, 4);
+    monet__emit_ints(s, rules, 4);
     blob = 0;
-    for (const monet_piece *p = t->pieces; p < end; blob += (uint64_t)p->size, ++p) {
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
         monet__emit(s, blob, 4);
-        monet__emit(s, (uint64_t)p->size, 2);
-        monet__emit(s, (uint64_t)p->type, 2);
-        monet__emit(s, monet__bits(p->score), 4);
+        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
+        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
+        monet__emit(s, monet__bits(t->pieces[k].score), 4);
+        blob += (uint64_t)t->pieces[k].size;
     }
     for (int32_t k = 0; k < t->n_merges; ++k) {
         const int32_t merge[3] = {t->merges[k].left, t->merges[k].right, t->merges[k].result};
         monet__emit_ints(s, merge, 3);
     }
     monet__emit_ints(s, t->eos_ids, t->n_eos);
-    for (const monet_piece *p = t->pieces; p < end; ++p)
-        monet__emit_bytes(s, p->bytes, (size_t)p->size);
+    for (int32_t k = 0; k < t->n_pieces; ++k)
+        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
 }
 
 static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
