@@ -117,7 +117,8 @@
    THE .monet FILE        all numbers little-endian; section starts and tensors aligned to 64 bytes
 
      fixed header, 64     magic "MONET\r\n\x1a", u16 major, u16 minor, u32 0x01020304, u64 file size
-                          u32 features that a reader must know, u32 features it may ignore,
+                          u32 features that a reader must know (1: there are q8 or q4 tensors),
+                          u32 features that it may ignore,
                           u32 sections, u32 0, u64 XXH64 of the section table, u64 0,
                           u64 XXH64 of bytes 0..55
      section table        40 bytes each: u32 kind, u32 flags (1 = reader must know it), u64 offset,
@@ -297,8 +298,8 @@ typedef struct monet_arch {
 /* Checks every field, filling in the defaults of those that are 0. */
 MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err);
 /* Describes the tensors of such a model, in file order: names, shapes, layouts; dtype as given for
-   matrices and expert biases, f32 for vectors and statistics. *count is right even if capacity is
-   too small (MONET_ERROR_CAPACITY; `out` may be NULL then).                                      */
+   matrices and expert biases (these are bf16 for q8 and q4), f32 for vectors and statistics. *count
+   is right even if capacity is too small (MONET_ERROR_CAPACITY; `out` may be NULL then).         */
 MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
                                           monet_tensor *out, size_t capacity, size_t *count);
 
@@ -5264,6 +5265,13 @@ static char *monet__append(char *at, const char *s)
     return at;
 }
 
+/* Vectors are f32, and what is read row by row is not quantised. */
+static bool monet__dtype_fits(const monet_tensor *t, monet_dtype dtype)
+{
+    if (t->n_dims == 1) return dtype == MONET_F32;
+    return monet_dtype_size(dtype) || (monet__quantised(dtype) && t->layout != MONET_ROWS);
+}
+
 static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id, int layer,
                                    monet_dtype dtype)
 {
@@ -5277,8 +5285,9 @@ static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id,
     }
     (void)monet__append(name, row->name);
     t->n_dims = row->columns == '1' ? 1 : 2;
-    t->dtype = t->source_dtype = t->n_dims == 1 ? MONET_F32 : dtype;
     t->layout = row->layout;
+    t->dtype = monet__dtype_fits(t, dtype) ? dtype : t->n_dims == 1 ? MONET_F32 : MONET_BF16;
+    t->source_dtype = monet__quantised(t->dtype) ? MONET_BF16 : t->dtype; /* an export's */
     t->panel = (int32_t)monet__dim(a, row->panel);
     t->shape[0] = monet__dim(a, row->rows);
     t->shape[1] = monet__dim(a, row->columns);
@@ -5298,13 +5307,26 @@ static bool monet__place_tensors(monet_tensor *t, size_t count, uint64_t *total)
     return true;
 }
 
+/* Bytes of the data section when all is native; false if they do not fit. */
+static bool monet__data_bytes(const monet_arch *a, uint64_t *bytes)
+{
+    monet_tensor t;
+    uint64_t     size;
+    *bytes = 0;
+    for (int layer = -1, id = -1; monet__next_tensor(a, &layer, &id);) {
+        monet__describe_tensor(&t, a, id, layer, MONET_F32);
+        if (!monet__place_tensors(&t, 1, &size) || !monet__add(bytes, *bytes, size)) return false;
+    }
+    return *bytes <= UINT64_MAX / 4;
+}
+
 MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
                                           monet_tensor *out, size_t capacity, size_t *count)
 {
     monet_arch checked;
     uint64_t   total;
     size_t     n = 0;
-    if (!arch || !count || !monet_dtype_size(dtype) || (capacity && !out))
+    if (!arch || !count || !monet__row_bytes(dtype) || (capacity && !out))
         return MONET_ERROR_ARGUMENT;
     checked = *arch;
     if (monet_arch_check(&checked, NULL) != MONET_OK) return MONET_ERROR_ARGUMENT;
@@ -5329,7 +5351,7 @@ static size_t monet__count_tensors(const monet_arch *arch)
     X(decompose, 0, 1) X(tie_embeddings, 0, 1)
 #define MONET__ARCH_SIZE (15 * 4)
 
-/* From here to the end of >>save: a rule that does not hold ends the function, with words in err. */
+/* From here to the end of >>save: a rule that does not hold ends the function with words in err. */
 #define MONET__NEED(code, rule, ...)                                                               \
     do                                                                                             \
         if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
@@ -5418,7 +5440,7 @@ struct monet_model {
     bool            mapped;
 };
 
-/* ---- file ------------------------------------------------------------------------------ >>file
+/* ---- file -------------------------------------------------------------------------------- >>file
    What the system does with files: POSIX, or what stdio can do instead.                          */
 #ifndef MONET_NO_STDIO
 static monet_result monet__io_fail(monet_error *err, const char *what, const char *path)
@@ -5565,11 +5587,13 @@ static int monet__process(void) { return 0; }
 #define MONET__HEADER 64
 #define MONET__SECTION 40
 #define MONET__ENTRY 128
+enum { MONET__HAS_QUANTISED = 1 }; /* features that a reader must know: q8 or q4 tensors */
 static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
 {
-    size_t there = size < 8 ? (size_t)size : 8;
+    size_t   there = size < 8 ? (size_t)size : 8;
+    uint64_t unknown;
     MONET__NEED(FORMAT, there < 5 || memcmp(p, monet__magic, 5) || !memcmp(p, monet__magic, there),
                 "magic is damaged: was the file transferred as text?");
     MONET__NEED(FORMAT, size >= MONET__HEADER, "file is %U bytes, the header alone needs %d: not a "
@@ -5583,8 +5607,9 @@ static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_err
     MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(p, 56), "header: hash does not match");
     MONET__NEED(FORMAT, monet__u64(p + 16) == size, "file is %U bytes, header says %U", size,
                 monet__u64(p + 16));
-    MONET__NEED(VERSION, !monet__u32(p + 24), "file needs features %U that this version does not "
-                "have", (uint64_t)monet__u32(p + 24));
+    unknown = monet__u32(p + 24) & ~(uint32_t)MONET__HAS_QUANTISED;
+    MONET__NEED(VERSION, !unknown, "file needs features %U that this version does not have",
+                unknown);
     return MONET_OK;
 }
 
@@ -5685,10 +5710,12 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
     MONET__NEED(FORMAT, rows == (uint64_t)t->shape[0] && columns == (uint64_t)t->shape[1],
                 "tensor %s: shape is (%U,%U), expected (%D,%D)", name, rows, columns, t->shape[0],
                 t->shape[1]);
-    MONET__NEED(UNSUPPORTED, dtype <= MONET_BF16 && source <= MONET_BF16, "tensor %s: dtype %U "
-                "from %U, this version knows 0..%d", name, dtype, source, MONET_BF16);
-    MONET__NEED(FORMAT, t->n_dims > 1 || dtype == MONET_F32, "tensor %s: dtype is %s, expected f32",
-                name, monet_dtype_name((monet_dtype)dtype));
+    MONET__NEED(UNSUPPORTED, dtype <= MONET_Q4 && source <= MONET_BF16, "tensor %s: dtype %U from "
+                "%U, this version knows 0..%d from 0..%d", name, dtype, source, MONET_Q4,
+                MONET_BF16);
+    MONET__NEED(FORMAT, monet__dtype_fits(t, (monet_dtype)dtype), "tensor %s: dtype is %s, expected"
+                " f32%s", name, monet_dtype_name((monet_dtype)dtype),
+                t->n_dims == 1 ? "" : ", f16 or bf16");
     t->dtype = (monet_dtype)dtype;
     t->source_dtype = (monet_dtype)source;
     t->hash = monet__u64(e + 112);
@@ -5700,10 +5727,15 @@ static monet_result monet__load_tensors(monet_model *model, monet_error *err)
     const monet__span *data = &model->sections[MONET__S_DATA];
     const uint8_t     *e = model->sections[MONET__S_TENSORS].data;
     monet_tensor      *t = model->tensors, *end = t + model->n_tensors;
-    uint64_t           total = 0;
-    for (size_t k = 0; k < model->n_tensors; ++k) MONET__TRY(monet__load_entry(model, k, err));
+    uint64_t           total = 0, features = monet__u32(model->base + 24), needed = 0;
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        MONET__TRY(monet__load_entry(model, k, err));
+        if (monet__quantised(t[k].dtype)) needed = MONET__HAS_QUANTISED;
+    }
     MONET__NEED(FORMAT, monet__place_tensors(t, model->n_tensors, &total) && total == data->size,
                 "data section is %U bytes, its tensors take %U", data->size, total);
+    MONET__NEED(FORMAT, features == needed, "header says features %U, the dtypes of its tensors "
+                "need %U", features, needed);
     for (; t < end; ++t, e += MONET__ENTRY) {
         uint64_t offset = monet__u64(e + 96), size = monet__u64(e + 104);
         MONET__NEED(FORMAT, offset == t->offset && size == t->size, "tensor %s: bytes %U + %U, "
@@ -6074,28 +6106,28 @@ static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 
 static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
 {
-    const monet_piece *end = t->pieces + t->n_pieces;
-    uint64_t           blob = 0;
-    int32_t            head[8];
-    for (const monet_piece *p = t->pieces; p < end; ++p) blob += (uint64_t)p->size;
-    head[0] = t->n_pieces, head[1] = t->n_merges, head[2] = t->n_eos, head[3] = (int32_t)blob;
-    head[4] = t->unk_id, head[5] = t->bos_id;
-    head[6] = t->prefix_space, head[7] = t->strip_space;
-    monet__emit_ints(s, head, 8);
+    const int32_t counts[3] = {t->n_pieces, t->n_merges, t->n_eos};
+    const int32_t rules[4] = {t->unk_id, t->bos_id, t->prefix_space, t->strip_space};
+    uint64_t      blob = 0;
+    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
+    monet__emit_ints(s, counts, 3);
+    monet__emit(s, blob, 4);
+    monet__emit_ints(s, rules, 4);
     blob = 0;
-    for (const monet_piece *p = t->pieces; p < end; blob += (uint64_t)p->size, ++p) {
+    for (int32_t k = 0; k < t->n_pieces; ++k) {
         monet__emit(s, blob, 4);
-        monet__emit(s, (uint64_t)p->size, 2);
-        monet__emit(s, (uint64_t)p->type, 2);
-        monet__emit(s, monet__bits(p->score), 4);
+        monet__emit(s, (uint64_t)t->pieces[k].size, 2);
+        monet__emit(s, (uint64_t)t->pieces[k].type, 2);
+        monet__emit(s, monet__bits(t->pieces[k].score), 4);
+        blob += (uint64_t)t->pieces[k].size;
     }
     for (int32_t k = 0; k < t->n_merges; ++k) {
         const int32_t merge[3] = {t->merges[k].left, t->merges[k].right, t->merges[k].result};
         monet__emit_ints(s, merge, 3);
     }
     monet__emit_ints(s, t->eos_ids, t->n_eos);
-    for (const monet_piece *p = t->pieces; p < end; ++p)
-        monet__emit_bytes(s, p->bytes, (size_t)p->size);
+    for (int32_t k = 0; k < t->n_pieces; ++k)
+        monet__emit_bytes(s, t->pieces[k].bytes, (size_t)t->pieces[k].size);
 }
 
 static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t n)
@@ -6110,11 +6142,11 @@ static void monet__emit_metadata(monet__sink *s, const monet_metadata *m, size_t
 
 /* What a file is made of. */
 typedef struct monet__plan {
-    monet_tensor *tensors;
-    size_t        n_tensors;
-    uint64_t      begin[MONET__S_COUNT], end[MONET__S_COUNT]; /* of sections; 0 = not there */
-    uint64_t      header_size; /* all sections but the data and the moments */
-    uint64_t      file_size;
+    size_t   n_tensors;
+    uint64_t features;
+    uint64_t begin[MONET__S_COUNT], end[MONET__S_COUNT]; /* of the sections that are there */
+    uint64_t header_size; /* all sections but the data and the moments */
+    uint64_t file_size;
 } monet__plan;
 
 static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw, int kind)
@@ -6124,8 +6156,8 @@ static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw
            (kind == MONET__S_METADATA && c->n_metadata);
 }
 
-/* The header of a file, all but hashes and tensors: monet__seal_header. `raw` sections are copied
-   as they are; data and moments come behind the header.                                          */
+/* The header of a file, but for the entries of tensors, and for hashes: monet__seal_header. `raw`
+   sections are copied as they are; data and moments come behind the header.                      */
 static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_writer_config *c,
                                const monet__span *raw, uint64_t data_size)
 {
@@ -6169,16 +6201,15 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
     monet__emit(s, 1, 4); /* version 1.0 */
     monet__emit(s, 0x01020304u, 4);
     monet__emit(s, w->file_size, 8);
-    monet__emit(s, 0, 8);
+    monet__emit(s, w->features, 8);
     monet__emit(s, n, 8);
 }
 
-/* The entries of the tensors and all hashes, which are known last. */
+/* All hashes, known last. */
 static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_t moments_hash)
 {
     uint64_t    n = monet__u32(header + 32);
-    monet__sink s = {header, plan->begin[MONET__S_TENSORS]};
-    for (size_t t = 0; t < plan->n_tensors; ++t) monet__emit_tensor(&s, &plan->tensors[t]);
+    monet__sink s = {header, 0};
     for (uint64_t k = 0; k < n; ++k) {
         uint64_t kind, at = MONET__HEADER + k * MONET__SECTION, hash = 0;
         kind = monet__u32(header + at);
@@ -6194,6 +6225,21 @@ static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_
     s.n = 56;
     monet__emit(&s, monet__hash_of(header, 56), 8);
 }
+
+#if !defined(MONET_NO_STDIO) || !defined(MONET_NO_TRAINING)
+/* What a copy of a model is made of: the same sections, but no state of training. */
+static void monet__model_content(const monet_model *model, monet_writer_config *c,
+                                 monet__span *raw)
+{
+    memset(c, 0, sizeof *c);
+    c->arch = model->has_weights ? &model->arch : NULL;
+    c->tensors = model->tensors;
+    c->n_tensors = model->n_tensors;
+    memcpy(raw, model->sections, sizeof model->sections);
+    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);
+    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]);
+}
+#endif
 
 /* Metadata and tokenizer that a caller gives: what must hold before they are written. */
 static monet_result monet__content_check(const monet_writer_config *c, monet_error *err)
@@ -6258,46 +6304,45 @@ static monet_result monet__model_new(const monet_writer_config *c, const monet__
                                      const monet_model_config *config, const monet_model *from,
                                      uint64_t seed, monet_model **out, monet_error *err)
 {
-    size_t        n = monet__count_tensors(c->arch);
-    uint64_t      total = 0, table = (uint64_t)n * sizeof(monet_tensor);
-    monet_tensor *t = (monet_tensor *)monet__alloc(&config->host, table);
-    monet__plan   plan;
-    monet__sink   sink = {NULL, 0};
-    monet_model   draft;
-    monet_result  result;
-    fenv_t        own;
-    if (!t) return monet__no_memory(err, "model", table);
+    uint64_t     total, size, at;
+    monet__plan  plan;
+    monet__sink  sink = {NULL, 0};
+    monet_model  draft;
+    monet_result result;
+    fenv_t       own;
+    memset(&plan, 0, sizeof plan);
     memset(&draft, 0, sizeof draft);
-    draft.host = config->host;
-    plan.tensors = t, plan.n_tensors = n;
-    if (monet_arch_tensors(c->arch, MONET_F32, t, n, &n) != MONET_OK ||
-        !monet__place_tensors(t, n, &total) || total > SIZE_MAX / 4) {
-        monet__free(&draft.host, t, table);
-        return monet__fail(err, MONET_ERROR_MEMORY, "model does not fit the address space");
-    }
+    MONET__NEED(MEMORY, monet__data_bytes(c->arch, &total) && total <= SIZE_MAX / 4,
+                "model does not fit the address space");
+    plan.n_tensors = monet__count_tensors(c->arch);
     monet__emit_header(&plan, &sink, c, raw, total);
+    draft.host = config->host;
     draft.size = plan.file_size;
     draft.block_size = plan.file_size + 64;
     draft.block = monet__alloc(&draft.host, draft.block_size);
-    result = draft.block ? MONET_OK : monet__no_memory(err, "model", draft.block_size);
-    if (draft.block) {
-        sink.p = (uint8_t *)monet__align(draft.block);
-        draft.base = sink.p;
-        memset(sink.p, 0, (size_t)draft.size);
-        monet__mode_begin(&own);
-        for (int layer = -1, id = -1, k = 0; monet__next_tensor(c->arch, &layer, &id); ++k) {
-            uint8_t *data = sink.p + plan.header_size + t[k].offset;
-            if (from) monet__widen_tensor(&t[k], data, &from->tensors[k]);
-            else monet__init_tensor(&t[k], data, id, seed, (uint64_t)k);
-            t[k].hash = monet__hash_of(data, (size_t)t[k].size);
-        }
-        monet__mode_end(&own);
-        monet__emit_header(&plan, &sink, c, raw, total);
-        monet__seal_header(&plan, sink.p, 0);
-        result = monet__load(&draft, config, out, err);
+    if (!draft.block) return monet__no_memory(err, "model", draft.block_size);
+    sink.p = (uint8_t *)monet__align(draft.block);
+    draft.base = sink.p;
+    memset(sink.p, 0, (size_t)draft.size);
+    monet__emit_header(&plan, &sink, c, raw, total);
+    at = plan.header_size;
+    sink.n = plan.begin[MONET__S_TENSORS];
+    monet__mode_begin(&own);
+    for (int layer = -1, id = -1, k = 0; monet__next_tensor(c->arch, &layer, &id); ++k) {
+        monet_tensor t;
+        monet__describe_tensor(&t, c->arch, id, layer, MONET_F32);
+        (void)monet__place_tensors(&t, 1, &size);
+        if (from) monet__widen_tensor(&t, sink.p + at, &from->tensors[k]);
+        else monet__init_tensor(&t, sink.p + at, id, seed, (uint64_t)k);
+        t.offset = at - plan.header_size;
+        t.hash = monet__hash_of(sink.p + at, (size_t)t.size);
+        monet__emit_tensor(&sink, &t);
+        at += size;
     }
+    monet__mode_end(&own);
+    monet__seal_header(&plan, sink.p, 0);
+    result = monet__load(&draft, config, out, err);
     if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
-    monet__free(&draft.host, t, table);
     return result;
 }
 
@@ -6336,6 +6381,7 @@ struct monet_writer {
     char         *path, *temp;
     uint8_t      *header;      /* written last */
     monet__plan   plan;
+    monet_tensor *tensors;
     size_t        current;     /* tensor */
     int64_t       row;         /* next row of the current tensor */
     char         *panel;       /* rows of one panel */
@@ -6363,30 +6409,30 @@ static monet_result monet__writer_tokenizer(const monet_writer *w, monet_error *
 }
 
 /* Our own description of the tensors, with the caller's dtypes: all else must be equal. */
-static monet_result monet__writer_tensors(monet__plan *plan, const monet_writer_config *c,
+static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_config *c,
                                           uint64_t *total, monet_error *err)
 {
     size_t n = 0;
     *total = 0;
     if (!c->arch) return MONET_OK;
-    (void)monet_arch_tensors(c->arch, MONET_F32, plan->tensors, plan->n_tensors, &n);
+    (void)monet_arch_tensors(c->arch, MONET_F32, w->tensors, w->plan.n_tensors, &n);
     for (size_t k = 0; k < n; ++k) {
         const monet_tensor *given = &c->tensors[k];
-        monet_tensor       *t = &plan->tensors[k];
+        monet_tensor       *t = &w->tensors[k];
         MONET__NEED(ARGUMENT, !memcmp(t->name, given->name, sizeof t->name) &&
                     t->layout == given->layout && t->panel == given->panel &&
                     t->n_dims == given->n_dims && t->shape[0] == given->shape[0] &&
                     t->shape[1] == given->shape[1],
                     "tensor %s: its description is not that of monet_arch_tensors", t->name);
-        MONET__NEED(ARGUMENT, monet_dtype_size(given->dtype) &&
-                    monet_dtype_size(given->source_dtype) &&
-                    (t->n_dims > 1 || given->dtype == MONET_F32),
+        MONET__NEED(ARGUMENT, monet__dtype_fits(t, given->dtype) &&
+                    monet_dtype_size(given->source_dtype),
                     "tensor %s: dtype %d from %d cannot be written", t->name, (int)given->dtype,
                     (int)given->source_dtype);
         t->dtype = given->dtype;
         t->source_dtype = given->source_dtype;
+        if (monet__quantised(t->dtype)) w->plan.features = MONET__HAS_QUANTISED;
     }
-    MONET__NEED(ARGUMENT, monet__place_tensors(plan->tensors, n, total),
+    MONET__NEED(ARGUMENT, monet__place_tensors(w->tensors, n, total),
                 "tensors are larger than 2^62 bytes");
     return MONET_OK;
 }
@@ -6410,7 +6456,7 @@ static monet_result monet__writer_open(monet_writer *w, monet_error *err)
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
 {
     monet__arena arena = {base, sizeof *w, false};
-    w->plan.tensors = (monet_tensor *)monet__take(&arena, w->plan.n_tensors, sizeof(monet_tensor));
+    w->tensors = (monet_tensor *)monet__take(&arena, w->plan.n_tensors, sizeof(monet_tensor));
     w->path = (char *)monet__take(&arena, strlen(path) + 1, 1);
     w->temp = (char *)monet__take(&arena, strlen(path) + 60, 1);
     w->panel = (char *)monet__take(&arena, w->panel_size, 1);
@@ -6446,7 +6492,7 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     memset(w->header, 0, (size_t)w->plan.header_size);
     monet__hash_begin(&w->hash);
     sink.p = w->header;
-    result = monet__writer_tensors(&w->plan, c, &total, err);
+    result = monet__writer_tensors(w, c, &total, err);
     if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
     if (result == MONET_OK && c->tokenizer) result = monet__writer_tokenizer(w, err);
     if (result == MONET_OK) result = monet__writer_open(w, err);
@@ -6506,12 +6552,14 @@ static bool monet__writer_put(monet_writer *w, const void *data, size_t size)
     return monet__file_move(w->file, NULL, data, size);
 }
 
-/* After the last row of a tensor: padding to 64 bytes, hash, on to the next one. */
+/* After the last row of a tensor: its entry, padding to 64 bytes, on to the next one. */
 static bool monet__writer_next(monet_writer *w)
 {
     static const char zeros[64] = {0};
-    monet_tensor     *t = &w->plan.tensors[w->current++];
+    monet__sink       s = {w->header, w->plan.begin[MONET__S_TENSORS] + w->current * MONET__ENTRY};
+    monet_tensor     *t = &w->tensors[w->current++];
     t->hash = monet__hash_end(&w->hash);
+    monet__emit_tensor(&s, t);
     monet__hash_begin(&w->hash);
     w->row = 0;
     return monet__file_move(w->file, NULL, zeros, monet__round_up(t->size, 64) - t->size);
@@ -6527,7 +6575,7 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     MONET__NEED(STATE, !w->failed && !w->finished && (!count || w->current < w->plan.n_tensors),
                 "writer: failed, finished or complete");
     if (!count) return MONET_OK;
-    t = &w->plan.tensors[w->current];
+    t = &w->tensors[w->current];
     size = monet__panel_bytes(t);
     MONET__NEED(ARGUMENT, count <= monet__rows(t) - w->row, "tensor %s: %D rows given, %D are "
                 "missing", t->name, count, monet__rows(t) - w->row);
@@ -6585,30 +6633,37 @@ MONET_API void monet_writer_free(monet_writer *writer)
     monet__free(&host, writer->arena, writer->arena_size);
 }
 
-MONET_API monet_result monet_model_save(const monet_model *model, const char *path,
-                                        monet_error *err)
+/* A model, or with state and moments (both blocks; NULL = none) a checkpoint of a training. */
+static monet_result monet__write_model(const monet_model *model, const monet_host *host,
+                                       const char *path, const monet__span *state,
+                                       const monet__span *moments, monet_error *err)
 {
     monet_writer_config c;
     monet__span         raw[MONET__S_COUNT];
-    monet_writer       *w = NULL;
+    monet_writer       *w;
+    bool                ok = true;
     monet_result        result;
-    MONET__NEED(ARGUMENT, model && path, "model or path is NULL");
-    memset(&c, 0, sizeof c);
-    c.host = model->host;
-    c.arch = model->has_weights ? &model->arch : NULL;
-    c.tensors = model->tensors;
-    c.n_tensors = model->n_tensors;
-    memcpy(raw, model->sections, sizeof raw);
-    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);   /* of a training checkpoint: */
-    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]); /* this saves the model alone */
-    result = monet__writer_new(path, &c, raw, &w, err);
-    for (size_t k = 0; result == MONET_OK && k < model->n_tensors; ++k)
-        if (!monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) ||
-            !monet__writer_next(w))
-            result = monet__io_fail(err, "write", w->temp);
-    if (result == MONET_OK) result = monet_writer_finish(w, err);
+    monet__model_content(model, &c, raw);
+    c.host = *host;
+    if (state) raw[MONET__S_STATE] = *state, raw[MONET__S_MOMENTS] = moments[0];
+    if (state) raw[MONET__S_MOMENTS].size += moments[1].size;
+    MONET__TRY(monet__writer_new(path, &c, raw, &w, err));
+    for (size_t k = 0; ok && k < model->n_tensors; ++k)
+        ok = monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) &&
+             monet__writer_next(w);
+    for (int k = 0; ok && state && k < 2; ++k)
+        ok = monet__writer_put(w, moments[k].data, (size_t)moments[k].size);
+    w->moments_hash = monet__hash_end(&w->hash);
+    result = ok ? monet_writer_finish(w, err) : monet__io_fail(err, "write", w->temp);
     monet_writer_free(w);
     return result;
+}
+
+MONET_API monet_result monet_model_save(const monet_model *model, const char *path,
+                                        monet_error *err)
+{
+    MONET__NEED(ARGUMENT, model && path, "model or path is NULL");
+    return monet__write_model(model, &model->host, path, NULL, NULL, err);
 }
 #endif
 #undef MONET__NEED
@@ -7856,22 +7911,6 @@ static monet_result monet__trainer_numbers(monet_trainer_config *c, monet_error 
     return MONET_OK;
 }
 
-/* Bytes of the data section when all is native. */
-static bool monet__data_bytes(const monet_arch *a, uint64_t *bytes)
-{
-    *bytes = 0;
-    for (int layer = -1; layer <= a->n_layers; ++layer)
-        for (int id = 0; id < MONET__T_COUNT; ++id) {
-            monet_tensor t;
-            if (!monet__has_tensor(a, id, layer)) continue;
-            monet__describe_tensor(&t, a, id, layer, MONET_F32);
-            if (!monet__tensor_size(&t, &t.size) || t.size > UINT64_MAX / 8 ||
-                !monet__add(bytes, *bytes, monet__round_up(t.size, 64)))
-                return false;
-        }
-    return true;
-}
-
 /* Checks the config and sets all sizes of a trainer that does not exist yet. */
 static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *model,
                                          const monet_trainer_config *config, monet_error *err)
@@ -7914,17 +7953,6 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     return MONET_OK;
 }
 
-/* What the trainer's own model is made of: the same sections, but no state of training. */
-static void monet__trainer_content(const monet_model *model, monet_writer_config *c,
-                                   monet__span *raw)
-{
-    memset(c, 0, sizeof *c);
-    c->arch = &model->arch;
-    memcpy(raw, model->sections, sizeof model->sections);
-    memset(&raw[MONET__S_STATE], 0, sizeof raw[0]);
-    memset(&raw[MONET__S_MOMENTS], 0, sizeof raw[0]);
-}
-
 MONET_API monet_result monet_trainer_size(const monet_model *model,
                                           const monet_trainer_config *config, size_t *size)
 {
@@ -7940,7 +7968,7 @@ MONET_API monet_result monet_trainer_size(const monet_model *model,
     if (result != MONET_OK) return result;
     bytes = monet__trainer_layout(&draft, &model->arch, NULL);
     if (bytes == UINT64_MAX) return MONET_ERROR_MEMORY;
-    monet__trainer_content(model, &c, raw);
+    monet__model_content(model, &c, raw);
     memset(&plan, 0, sizeof plan);
     plan.n_tensors = model->n_tensors;
     sink.p = NULL, sink.n = 0;
@@ -7985,7 +8013,7 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     t = (monet_trainer *)(void *)monet__align(draft.arena);
     (void)monet__trainer_layout(&draft, &model->arch, (char *)t);
     memcpy(t, &draft, sizeof draft);
-    monet__trainer_content(model, &c, raw);
+    monet__model_content(model, &c, raw);
     memset(&full, 0, sizeof full);
     full.host = draft.team.host;
     result = monet__model_new(&c, raw, &full, model, 0, &t->model, err);
@@ -8875,48 +8903,13 @@ MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, f
 #ifndef MONET_NO_STDIO
 #define MONET__STATE 24
 
-static monet_result monet__trainer_write(const monet_trainer *t, const char *path,
-                                         const uint8_t *state, uint64_t state_size,
-                                         monet_error *err)
-{
-    monet_writer_config c;
-    monet__span         raw[MONET__S_COUNT];
-    monet_writer       *w = NULL;
-    const monet_model  *model = t->model;
-    uint64_t            bytes = t->n * sizeof(monet_real);
-    monet_result        result;
-    memset(&c, 0, sizeof c);
-    memcpy(raw, model->sections, sizeof raw);
-    c.host = t->team.host;
-    c.arch = &model->arch;
-    c.tensors = model->tensors;
-    c.n_tensors = model->n_tensors;
-    raw[MONET__S_STATE].data = state;
-    raw[MONET__S_STATE].size = state_size;
-    raw[MONET__S_MOMENTS].data = state; /* only says that there are some */
-    raw[MONET__S_MOMENTS].size = 2 * bytes;
-    result = monet__writer_new(path, &c, raw, &w, err);
-    for (size_t k = 0; result == MONET_OK && k < model->n_tensors; ++k)
-        if (!monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) ||
-            !monet__writer_next(w))
-            result = monet__io_fail(err, "write", w->temp);
-    if (result == MONET_OK && (!monet__writer_put(w, t->moment1, (size_t)bytes) ||
-                               !monet__writer_put(w, t->moment2, (size_t)bytes)))
-        result = monet__io_fail(err, "write", w->temp);
-    if (result == MONET_OK) {
-        w->moments_hash = monet__hash_end(&w->hash);
-        result = monet_writer_finish(w, err);
-    }
-    monet_writer_free(w);
-    return result;
-}
-
 MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const char *path,
                                           const void *user, size_t user_size, monet_error *err)
 {
     const monet_trainer *t = trainer;
     monet_result         result;
     monet__sink          sink;
+    monet__span          state, moments[2];
     uint64_t             size = MONET__STATE + (uint64_t)user_size;
     if (!t || !path || (!user && user_size) || user_size > INT32_MAX)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer save: NULL, or more than 2^31 bytes "
@@ -8932,7 +8925,11 @@ MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const ch
     monet__emit(&sink, (uint64_t)t->counts.skipped, 8);
     monet__emit(&sink, (uint64_t)t->counts.batches, 8);
     monet__emit_bytes(&sink, user, user_size);
-    result = monet__trainer_write(t, path, sink.p, size, err);
+    memset(moments, 0, sizeof moments);
+    state.data = sink.p, state.size = size, state.count = 1;
+    moments[0].data = (const uint8_t *)t->moment1, moments[1].data = (const uint8_t *)t->moment2;
+    moments[0].size = moments[1].size = t->n * sizeof(monet_real);
+    result = monet__write_model(t->model, &t->team.host, path, &state, moments, err);
     monet__free(&t->team.host, sink.p, size);
     return result;
 }

@@ -114,7 +114,7 @@ static void arch(void)
     ERROR(monet_arch_check(NULL, &said), MONET_ERROR_ARGUMENT, &said, "NULL");
     ARGUMENT(monet_arch_tensors(NULL, MONET_F32, list, 64, &n));
     ARGUMENT(monet_arch_tensors(&a, MONET_F32, list, 64, NULL));
-    ARGUMENT(monet_arch_tensors(&a, (monet_dtype)3, list, 64, &n));
+    ARGUMENT(monet_arch_tensors(&a, (monet_dtype)5, list, 64, &n));
     ARGUMENT(monet_arch_tensors(&a, MONET_F32, NULL, 64, &n));
     CHECK_EQ(monet_arch_tensors(&a, MONET_F32, NULL, 0, &n), MONET_ERROR_CAPACITY);
     CHECK_EQ(n, 43);

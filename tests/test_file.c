@@ -213,7 +213,8 @@ static void header_fields(void)
         {"minor", 10, 2, 0, "", any, false, NULL},
         {"byte order", 12, 4, FORMAT, "byte order tag is", NULL, false, "byte order"},
         {"file size", 16, 8, FORMAT, "header says", NULL, false, NULL},
-        {"features to know", 24, 4, VERSION, "file needs features", NULL, false, NULL},
+        {"features to know", 24, 4, VERSION | FORMAT, "file needs features|says features", NULL,
+         false, NULL},
         {"other features", 28, 4, 0, "", any, false, NULL},
         {"sections", 32, 4, FORMAT, "sections in a file|padding at|expected to begin|sections end",
          NULL, false, NULL},
@@ -707,7 +708,8 @@ static void transfer(void)
     patched("major version 2", 8, 2, 2, VERSION, "version 2, this reads 1");
     patched("major version 0", 8, 2, 0, VERSION, "version 0, this reads 1");
     for (int bit = 0; bit < 32; bit++) {
-        patched("a feature to know", 24, 4, UINT64_C(1) << bit, VERSION, "file needs features");
+        patched("a feature to know", 24, 4, UINT64_C(1) << bit, bit ? VERSION : FORMAT,
+                bit ? "file needs features" : "header says features 1");
         patched("a feature to ignore", 28, 4, UINT64_C(1) << bit, LOADS, "");
     }
     end();
@@ -1274,6 +1276,166 @@ static void bad_weights(void)
     }
 }
 
+/* ---- q8 and q4 ------------------------------------------------------------------------------- */
+
+/* A config with more than one column group in a row, the last not full. */
+static void wide_config(monet_writer_config *c, const tiny_options *o)
+{
+    static monet_tensor tensors[64];
+    static monet_arch arch;
+    tiny_config(c, o);
+    arch = *c->arch;
+    arch.dim = 80;
+    CHECK_EQ(monet_arch_tensors(&arch, o->dtype, tensors, 64, &c->n_tensors), MONET_OK);
+    c->arch = &arch;
+    c->tensors = tensors;
+}
+
+/* Its dtype, its size, and numbers that are near what was written. */
+static void quantised_tensor(const monet_tensor *t, size_t number, monet_dtype dtype)
+{
+    const int bytes = dtype == MONET_Q8 ? 34 : 18;
+    int64_t columns = t->n_dims == 1 ? t->shape[0] : t->shape[1];
+    int64_t rows = t->n_dims == 1 ? 1 : t->shape[0], groups = (columns + 31) / 32;
+    float *values = (float *)malloc((size_t)(rows * columns) * sizeof(float));
+    int far = 0;
+    if (!values || !CHECK_EQ(monet_tensor_read(t, 0, rows, values), MONET_OK)) return;
+    if (t->layout == MONET_ROWS) {
+        CHECK_EQ(t->dtype, t->n_dims == 1 ? MONET_F32 : MONET_BF16);
+        CHECK_EQ(t->size, (uint64_t)(rows * columns * (t->n_dims == 1 ? 4 : 2)));
+    } else {
+        CHECK_EQ(t->dtype, dtype);
+        CHECK_EQ(t->size, (uint64_t)((rows + t->panel - 1) / t->panel * t->panel * groups * bytes));
+    }
+    CHECK_EQ(t->source_dtype, t->n_dims == 1 ? MONET_F32 : MONET_BF16);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < groups; g++) {
+            float given[32], most = 0, step;
+            int n = (int)(columns - 32 * g < 32 ? columns - 32 * g : 32);
+            for (int k = 0; k < n; k++) {
+                given[k] = tiny_weight(t, 0, number, (uint64_t)(r * columns + 32 * g + k));
+                if (fabsf(given[k]) > most) most = fabsf(given[k]);
+            }
+            /* q4 cuts off what is largest on one side for the sake of the rest */
+            step = t->dtype != dtype ? most / 256 : dtype == MONET_Q8 ? most / 200 : most / 6;
+            for (int k = 0; k < n; k++)
+                far += !(fabsf(values[r * columns + 32 * g + k] - given[k]) <= step);
+        }
+    if (!CHECK_EQ(far, 0)) printf("    %s\n", t->name);
+    free(values);
+}
+
+/* Written, loaded, saved again: the same bytes. A trainer widens it. */
+static void quantised_model(const tiny_options *o)
+{
+    monet_writer_config config;
+    monet_writer *w = NULL;
+    monet_model *model = NULL;
+    monet_trainer *trainer = NULL;
+    char path[256], again[256];
+    tiny_file a, b;
+    wide_config(&config, o);
+    strcpy(path, tiny_path("quantised.monet"));
+    strcpy(again, tiny_path("again.monet"));
+    CHECK_EQ(monet_writer_create(path, &config, &w, &said), MONET_OK);
+    CHECK_EQ(tiny_rows(w, config.tensors, config.n_tensors, 0, &said), MONET_OK);
+    CHECK_EQ(monet_writer_finish(w, &said), MONET_OK);
+    monet_writer_free(w);
+    if (!CHECK_EQ(monet_model_load(path, NULL, &model, &said), MONET_OK)) return;
+    for (size_t k = 0; k < config.n_tensors; k++)
+        quantised_tensor(monet_model_tensor(model, k), k, o->dtype);
+    CHECK_EQ(monet_model_verify(model, &said), MONET_OK);
+    CHECK_EQ(monet_model_save(model, again, &said), MONET_OK);
+    a = tiny_read(path), b = tiny_read(again);
+    CHECK(a.size == b.size && memcmp(a.data, b.data, a.size) == 0);
+    CHECK_EQ(tiny_get(&a, 24, 4), 1);
+    CHECK_EQ(monet_trainer_create(model, NULL, &trainer, &said), MONET_OK);
+    for (size_t k = 0; trainer && k < config.n_tensors; k++) {
+        const monet_tensor *t = monet_model_tensor(model, k);
+        const monet_tensor *wide = monet_model_tensor(monet_trainer_model(trainer), k);
+        float one[800], other[800];
+        CHECK_EQ(wide->dtype, MONET_F32);
+        CHECK_EQ(monet_tensor_read(t, 0, 1, one), MONET_OK);
+        CHECK_EQ(monet_tensor_read(wide, 0, 1, other), MONET_OK);
+        CHECK(memcmp(one, other, (size_t)t->shape[t->n_dims - 1] * sizeof(float)) == 0);
+    }
+    monet_trainer_free(trainer);
+    monet_model_free(model);
+    tiny_drop(&a);
+    tiny_drop(&b);
+    (void)remove(path);
+    (void)remove(again);
+}
+
+/* What a quantised file may not say. */
+static void quantised_directory(const tiny_options *o)
+{
+    const uint64_t other = (uint64_t)(MONET_Q8 + MONET_Q4 - (int)o->dtype);
+    uint64_t at;
+    begin(o);
+    CHECK_EQ(tiny_get(&seed, 24, 4), 1);
+    patched("no feature", 24, 4, 0, FORMAT, "says features 0, the dtypes of its tensors need 1");
+    patched("one feature more", 24, 4, 3, VERSION, "file needs features 2");
+    at = tiny_at(&seed, 2);
+    for (uint64_t k = 0; k < n_tensors(); k++) {
+        const bool matrix = tiny_get(&seed, at + 128 * k + 64, 4) >= MONET_Q8;
+        const bool vector = tiny_get(&seed, at + 128 * k + 72, 4) == 1;
+        const char *words = matrix ? "data section is|expected" : vector
+                            ? "expected f32" : "expected f32, f16 or bf16";
+        patched("the other one", at + 128 * k + 64, 4, other, FORMAT, words);
+        patched("f32 instead", at + 128 * k + 64, 4, MONET_F32, vector ? LOADS : FORMAT,
+                "data section is|expected");
+        patched("dtype 5", at + 128 * k + 64, 4, 5, OTHER, "dtype 5 from");
+        patched("from q8", at + 128 * k + 68, 4, MONET_Q8, OTHER, "this version knows");
+    }
+    end();
+}
+
+/* What the writer does not take. */
+static void quantised_writer(const tiny_options *o)
+{
+    monet_writer_config config;
+    monet_tensor tensors[64];
+    tiny_config(&config, o);
+    for (size_t k = 0; k < config.n_tensors; k++) {
+        monet_writer *w = NULL;
+        memcpy(tensors, config.tensors, config.n_tensors * sizeof *tensors);
+        config.tensors = tensors;
+        tensors[k].dtype = o->dtype;
+        CHECK_EQ(monet_writer_create(tiny_path("x"), &config, &w, &said),
+                 tensors[k].layout == MONET_ROWS ? MONET_ERROR_ARGUMENT : MONET_OK);
+        if (!w) CHECK_HAS(said.message, tensors[k].name);
+        monet_writer_free(w);
+        tensors[k].source_dtype = MONET_Q8;
+        CHECK_EQ(monet_writer_create(tiny_path("x"), &config, &w, &said), MONET_ERROR_ARGUMENT);
+        CHECK_HAS(said.message, "cannot be written");
+        tiny_config(&config, o);
+    }
+    for (int k = 0; k < 2; k++) { /* embed_tokens is the first */
+        monet_writer *w = NULL;
+        float row[16] = {0};
+        row[11] = k ? (float)HUGE_VAL : (float)NAN;
+        CHECK_EQ(monet_writer_create(tiny_path("x"), &config, &w, &said), MONET_OK);
+        CHECK_EQ(monet_writer_rows(w, row, 1, &said), MONET_ERROR_NUMERIC);
+        CHECK_HAS(said.message, "tensor embed_tokens.weight: row 0 has a number");
+        CHECK_EQ(monet_writer_finish(w, &said), MONET_ERROR_STATE);
+        monet_writer_free(w);
+    }
+}
+
+static void quantised(void)
+{
+    tiny_options options = {0};
+    for (int k = 0; k < 4; k++) {
+        options.horizontal = k & 1;
+        options.dtype = k & 2 ? MONET_Q4 : MONET_Q8;
+        quantised_model(&options);
+        quantised_directory(&options);
+        quantised_writer(&options);
+        random_damage(&options, 300);
+    }
+}
+
 int main(int argc, char **argv)
 {
     tiny_options vertical = {0}, horizontal = {0};
@@ -1303,6 +1465,7 @@ int main(int argc, char **argv)
     paths();
     alignment();
     bad_weights();
+    quantised();
     CHECK_EQ(slow, 0);
     CHECK_EQ(fat, 0);
     CHECK_EQ(leaky, 0);
