@@ -735,12 +735,9 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "monet.h needs NaN and infinity: build without -ffast-math (-Ofast, -ffinite-math-only)"
 #endif
-#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#if defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define MONET__BIG_ENDIAN 1
-#endif
-#endif
-#ifndef MONET__BIG_ENDIAN
+#else
 #define MONET__BIG_ENDIAN 0
 #endif
 
@@ -840,14 +837,13 @@ static void *monet__take(monet__arena *arena, uint64_t count, uint64_t size)
     return arena->base ? arena->base + start : NULL;
 }
 
-/* Fields of a config that the caller's version of the struct has; the rest is zero. */
-static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err);
-
-/* Numbers in, decimal digits out: no printf here. Returns the digits' start within buf[21]. */
+/* Decimal digits of value, behind a minus if it is negative: no printf here. Returns their start
+   within buf[22].                                                                                */
 static const char *monet__decimal(char *buf, uint64_t value, bool negative)
 {
     char *p = buf + 21;
     *p = 0;
+    if (negative) value = 0 - value;
     do *--p = (char)('0' + value % 10);
     while (value /= 10);
     if (negative) *--p = '-';
@@ -865,17 +861,12 @@ static monet_result monet__fail(monet_error *err, monet_result code, const char 
     for (; *format && n < max; ++format) {
         char        digits[22], one[2] = {*format, 0};
         const char *s = one;
-        if (*format == '%' && format[1]) {
-            int64_t value = 0;
-            switch (*++format) {
-            case 's': s = va_arg(args, const char *); break;
-            case 'U': s = monet__decimal(digits, va_arg(args, uint64_t), false); break;
-            case 'd': value = va_arg(args, int); break;
-            default: value = va_arg(args, int64_t); break;
-            }
-            if (*format == 'd' || *format == 'D')
-                s = monet__decimal(digits, value < 0 ? 0 - (uint64_t)value : (uint64_t)value,
-                                   value < 0);
+        if (*format == '%' && *++format == 's') s = va_arg(args, const char *);
+        else if (*one == '%' && *format == 'U')
+            s = monet__decimal(digits, va_arg(args, uint64_t), false);
+        else if (*one == '%') {
+            int64_t value = *format == 'd' ? va_arg(args, int) : va_arg(args, int64_t);
+            s = monet__decimal(digits, (uint64_t)value, value < 0);
         }
         for (; s && *s && n < max; ++s) /* names in hostile files may hold anything */
             err->message[n++] = *s >= 32 && *s < 127 ? *s : '?';
@@ -885,6 +876,7 @@ static monet_result monet__fail(monet_error *err, monet_result code, const char 
     return code;
 }
 
+/* Copies a config; NULL gives zeros. */
 static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err)
 {
     uint32_t given = 0;
@@ -954,18 +946,17 @@ static float monet__from_f16(uint16_t h)
 
 static uint16_t monet__to_f16(float f)
 {
-    uint32_t u = monet__bits(f), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu, shift, half;
+    uint32_t u = monet__bits(f), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu, shift = 13;
     if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((rest >> 13) & 0x3ffu));
     if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more round to inf */
-    if (rest >= 0x38800000u)                                     /* normal in f16 */
-        return (uint16_t)(sign | ((rest + 0xfffu + ((rest >> 13) & 1) - 0x38000000u) >> 13));
-    if (rest < 0x33000000u) return (uint16_t)sign; /* below 2^-25: zero */
-    shift = 126 - (rest >> 23);                    /* subnormal: 14..24 bits fall off */
-    rest = (rest & 0x7fffffu) | 0x800000u;
-    half = rest >> shift;
-    rest &= (1u << shift) - 1;
-    if (rest > 1u << (shift - 1) || (rest == 1u << (shift - 1) && (half & 1))) ++half;
-    return (uint16_t)(sign | half);
+    if (rest < 0x33000000u) return (uint16_t)sign;              /* below 2^-25: zero */
+    if (rest >= 0x38800000u) {
+        rest -= 0x38000000u;        /* normal in f16 */
+    } else {
+        shift = 126 - (rest >> 23); /* subnormal: 14..24 bits fall off */
+        rest = (rest & 0x7fffffu) | 0x800000u;
+    }
+    return (uint16_t)(sign | (rest + (1u << (shift - 1)) - 1 + (rest >> shift & 1)) >> shift);
 }
 
 MONET_API const char *monet_dtype_name(monet_dtype dtype)
@@ -1099,18 +1090,14 @@ static void monet__hash_add(monet__hash *h, const void *data, size_t size)
     const uint8_t *p = (const uint8_t *)data;
     h->total += size;
     while (size) {
-        if (h->n || size < 32) {
-            size_t take = 32 - h->n < size ? 32 - h->n : size;
-            memcpy(h->buffer + h->n, p, take);
-            h->n += take, p += take, size -= take;
-            if (h->n < 32) return;
-            for (int k = 0; k < 4; ++k)
-                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(h->buffer + 8 * k));
-            h->n = 0;
-        }
-        for (; size >= 32; p += 32, size -= 32)
-            for (int k = 0; k < 4; ++k)
-                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(p + 8 * k));
+        size_t take = 32 - h->n < size ? 32 - h->n : size;
+        const uint8_t *block = take == 32 ? p : h->buffer;
+        if (take < 32) memcpy(h->buffer + h->n, p, take);
+        h->n += take, p += take, size -= take;
+        if (h->n < 32) return;
+        for (int k = 0; k < 4; ++k)
+            h->lane[k] = monet__hash_round(h->lane[k], monet__u64(block + 8 * k));
+        h->n = 0;
     }
 }
 
@@ -6401,13 +6388,10 @@ static bool monet__likelier(const monet__candidate *a, const monet__candidate *b
 static void monet__candidate_sink(monet__candidate *heap, size_t n, size_t k)
 {
     monet__candidate c = heap[k];
-    for (;;) {
-        size_t child = 2 * k + 1;
-        if (child >= n) break;
+    for (size_t child; (child = 2 * k + 1) < n; k = child) {
         if (child + 1 < n && monet__likelier(&heap[child + 1], &heap[child])) ++child;
         if (!monet__likelier(&heap[child], &c)) break;
         heap[k] = heap[child];
-        k = child;
     }
     heap[k] = c;
 }
@@ -6427,50 +6411,58 @@ static void monet__penalise(const monet_session *s, const monet_sampler *p,
     }
 }
 
-/* Moves what top_k, top_p and min_p leave to list[0..n-1]; returns n. Probabilities are relative
-   to the likeliest. The likeliest are found with a heap: only as many as are needed.             */
-static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
+/* Weight of a candidate: its probability relative to that of the likeliest. */
+static double monet__weight(const monet__candidate *c, const monet_sampler *p, double max)
 {
-    size_t kept = 0, limit = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
-    double total = 0, sum = 0, T = (double)p->temperature, top_p = (double)p->top_p;
-    double min_p = (double)p->min_p;
-    bool   by_p = p->top_p > 0 && p->top_p < 1;
-    if (limit == n && !by_p && p->min_p <= 0) return n;
+    return exp(((double)c->logit - max) / (double)p->temperature);
+}
+
+/* Moves the likeliest to the front, in order, as far as `most`, min_p and top_p (0 = off) let them;
+   returns their number. With a heap, because few of many are needed.                             */
+static size_t monet__likeliest(monet__candidate *list, size_t n, size_t most, double min_p,
+                               double top_p, const monet_sampler *p, double max)
+{
+    size_t kept = 0;
+    double total = 0, sum = 0;
     for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list, n, k);
-    for (size_t k = 0; by_p && limit == n && k < n; ++k)
-        total += exp(((double)list[k].logit - max) / T);
-    for (size_t left = n; kept < limit; ++kept) { /* the likeliest goes behind the heap */
+    for (size_t k = 0; top_p > 0 && k < n; ++k) total += monet__weight(&list[k], p, max);
+    for (; kept < most; ++kept) { /* the likeliest goes behind the heap */
         monet__candidate best = list[0];
-        double           q = exp(((double)best.logit - max) / T);
-        if (limit == n && kept && (q < min_p || (by_p && sum >= top_p * total))) break;
+        double           q = monet__weight(&best, p, max);
+        if (kept && (q < min_p || (top_p > 0 && sum >= top_p * total))) break;
         sum += q;
-        list[0] = list[--left];
-        list[left] = best;
-        if (left) monet__candidate_sink(list, left, 0);
+        list[0] = list[n - 1 - kept];
+        list[n - 1 - kept] = best;
+        if (kept < n - 1) monet__candidate_sink(list, n - 1 - kept, 0);
     }
-    for (size_t k = 0; k < n / 2; ++k) { /* likeliest first */
+    for (size_t k = 0; k < n / 2; ++k) {
         monet__candidate c = list[k];
         list[k] = list[n - 1 - k];
         list[n - 1 - k] = c;
     }
-    total = sum, sum = 0;
-    for (size_t k = 0; limit < n && k < kept; ++k) { /* top_p and min_p of what top_k left */
-        double q = exp(((double)list[k].logit - max) / T);
-        if (k && (q < min_p || (by_p && sum >= top_p * total))) return k;
-        sum += q;
-    }
     return kept;
+}
+
+/* What top_k leaves, and of this what top_p and min_p leave. */
+static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
+{
+    double top_p = p->top_p < 1 ? (double)p->top_p : 0;
+    if (p->top_k && (size_t)p->top_k < n)
+        n = monet__likeliest(list, n, (size_t)p->top_k, 0, 0, p, max);
+    if (top_p > 0 || p->min_p > 0)
+        n = monet__likeliest(list, n, n, (double)p->min_p, top_p, p, max);
+    return n;
 }
 
 static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_sampler *p,
                            double max)
 {
-    double  total = 0, sum = 0, T = (double)p->temperature;
+    double  total = 0, sum = 0;
     double  u = (double)(monet__random(p->seed, MONET__RANDOM_SAMPLE, p->draws, 0) >> 11) *
                (1.0 / 9007199254740992.0); /* 2^-53 */
-    for (size_t k = 0; k < n; ++k) total += exp(((double)list[k].logit - max) / T);
+    for (size_t k = 0; k < n; ++k) total += monet__weight(&list[k], p, max);
     for (size_t k = 0; k + 1 < n; ++k) {
-        sum += exp(((double)list[k].logit - max) / T);
+        sum += monet__weight(&list[k], p, max);
         if (sum > u * total) return list[k].token;
     }
     return list[n - 1].token;
@@ -6546,30 +6538,16 @@ static void monet__stream_out(monet__stream *s, const char *bytes, size_t n)
     s->n_out += n;
 }
 
-/* Bytes that a character beginning like this needs; 0 if nothing valid begins like this. */
-static size_t monet__utf8_need(const char *bytes, size_t n)
-{
-    unsigned lead = (uint8_t)bytes[0], second = n > 1 ? (uint8_t)bytes[1] : 0;
-    size_t   need = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3
-                                                                    : lead < 0xf5 ? 4 : 0;
-    for (size_t k = 1; k < n; ++k)
-        if (((uint8_t)bytes[k] & 0xc0) != 0x80) return 0;
-    if (n > 1 && ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-                  (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)))
-        return 0;
-    return need;
-}
-
 static void monet__stream_char(monet__stream *s, char byte)
 {
     size_t need;
     s->pending[s->n_pending++] = byte;
-    need = monet__utf8_need(s->pending, s->n_pending);
+    need = monet__utf8_size(s->pending, s->n_pending);
     if (need == 0 && s->n_pending > 1) { /* what was pending is lost, the byte begins anew */
         monet__stream_out(s, "\xef\xbf\xbd", 3);
         s->pending[0] = byte;
         s->n_pending = 1;
-        need = monet__utf8_need(s->pending, 1);
+        need = monet__utf8_size(s->pending, 1);
     }
     if (need == 0) monet__stream_out(s, "\xef\xbf\xbd", 3);
     else if (need == s->n_pending) monet__stream_out(s, s->pending, need);
