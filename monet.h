@@ -2209,6 +2209,12 @@ static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
     return id >= 0 && id < t->n_pieces;
 }
 
+static const char *monet__tok_raw(const monet_tokenizer *t, int32_t id, size_t *size)
+{
+    *size = monet__tok_piece(t, id).size;
+    return t->blob + monet__tok_piece(t, id).offset;
+}
+
 static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
 {
     *size = t->text_at[id + 1] - t->text_at[id];
@@ -2300,11 +2306,7 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t ha
         const char *text;
         size_t size;
         if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
-        text = monet__tok_text(t, name->id, &size);
-        if (!marks) {
-            monet__piece piece = monet__tok_piece(t, name->id);
-            text = t->blob + piece.offset, size = piece.size;
-        }
+        text = marks ? monet__tok_text(t, name->id, &size) : monet__tok_raw(t, name->id, &size);
         if (size == n && memcmp(text, s, n) == 0) break;
     }
     return name < end ? name : NULL;
@@ -2325,17 +2327,17 @@ static const char monet__tok_hex[] = "0123456789ABCDEF";
 static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
                                     int64_t found, const char *need, monet_error *err)
 {
-    monet__piece p = monet__tok_piece(t, id);
     char shown[64];
-    size_t i, n = 0;
-    for (i = 0; i < p.size && n < 56; ++i) {
-        uint8_t c = (uint8_t)t->blob[p.offset + i];
+    size_t size, i, n = 0;
+    const char *s = monet__tok_raw(t, id, &size);
+    for (i = 0; i < size && n < 56; ++i) {
+        uint8_t c = (uint8_t)s[i];
         const char hex[4] = {'\\', 'x', monet__tok_hex[c >> 4], monet__tok_hex[c & 15]};
         bool printable = c >= 0x20 && c < 0x7F;
-        memcpy(shown + n, printable ? t->blob + p.offset + i : hex, printable ? 1 : 4);
+        memcpy(shown + n, printable ? s + i : hex, printable ? 1 : 4);
         n += printable ? 1 : 4;
     }
-    memcpy(shown + n, i < p.size ? "..." : "", i < p.size ? 4 : 1);
+    memcpy(shown + n, i < size ? "..." : "", i < size ? 4 : 1);
     return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, need %s",
                        id, shown, what, found, need);
 }
@@ -2509,17 +2511,17 @@ static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_
 static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet_error *err)
 {
     monet_merge m = monet__tok_merge(t, rank);
-    monet__piece l, r, p;
+    const char *left, *right, *whole;
+    size_t l, r, n;
     if (!monet__tok_is_id(t, m.left) || !monet__tok_is_id(t, m.right) ||
         !monet__tok_is_id(t, m.result))
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
                            rank, m.left, m.right, m.result, t->n_pieces);
-    l = monet__tok_piece(t, m.left);
-    r = monet__tok_piece(t, m.right);
-    p = monet__tok_piece(t, m.result);
-    if (p.size != l.size + r.size || memcmp(t->blob + p.offset, t->blob + l.offset, l.size) ||
-        memcmp(t->blob + p.offset + l.size, t->blob + r.offset, r.size))
+    left = monet__tok_raw(t, m.left, &l);
+    right = monet__tok_raw(t, m.right, &r);
+    whole = monet__tok_raw(t, m.result, &n);
+    if (n != l + r || memcmp(whole, left, l) || memcmp(whole + l, right, r))
         return monet__tok_fail(t, m.result, "other bytes than in the parts of merge", rank,
                                "the same", err);
     t->marks[m.result] |= MONET__TOK_FORMED;
