@@ -2623,7 +2623,8 @@ static void monet__tok_merge_all(const monet_tokenizer *t, const monet__tok_word
         a->next = w->symbols[gone].next;
         if (a->next >= 0) w->symbols[a->next].prev = i;
         monet__tok_set(w, gone, UINT32_MAX);
-        monet__tok_set(w, i, monet__tok_rate(t, w, i)); /* only i and the symbol before it have new pairs */
+        /* only i and the symbol before it have new pairs */
+        monet__tok_set(w, i, monet__tok_rate(t, w, i));
         if (a->prev < 0) continue;
         monet__tok_set(w, a->prev, monet__tok_rate(t, w, a->prev));
         k = w->leaves + (size_t)a->prev;

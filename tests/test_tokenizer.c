@@ -1,6 +1,6 @@
 /* The tokenizer against the plainest algorithm there is: merge the best pair, again and again.
 
-   cc -std=c99 -O1 -g -fsanitize=address,undefined -I. -Itests tests/test_tokenizer.c -o t -lm && ./t
+   cc -O1 -g -fsanitize=address,undefined -I. -Itests tests/test_tokenizer.c -o t -lm && ./t
 
    Vocabularies and texts are random: pieces by score, with many equal ones, and by rank of merges;
    letters of 1 to 4 bytes, U+2581, bytes that are no UTF-8, words of a few and of thousands of
