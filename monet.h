@@ -742,12 +742,9 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "monet.h needs NaN and infinity: build without -ffast-math (-Ofast, -ffinite-math-only)"
 #endif
-#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#if defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define MONET__BIG_ENDIAN 1
-#endif
-#endif
-#ifndef MONET__BIG_ENDIAN
+#else
 #define MONET__BIG_ENDIAN 0
 #endif
 
@@ -850,14 +847,13 @@ static void *monet__take(monet__arena *arena, uint64_t count, uint64_t size)
     return arena->base ? arena->base + start : NULL;
 }
 
-/* Fields of a config that the caller's version of the struct has; the rest is zero. */
-static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err);
-
-/* Numbers in, decimal digits out: no printf here. Returns the digits' start within buf[21]. */
+/* Decimal digits of value, behind a minus if it is negative: no printf here. Returns their start
+   within buf[22].                                                                                */
 static const char *monet__decimal(char *buf, uint64_t value, bool negative)
 {
     char *p = buf + 21;
     *p = 0;
+    if (negative) value = 0 - value;
     do *--p = (char)('0' + value % 10);
     while (value /= 10);
     if (negative) *--p = '-';
@@ -875,17 +871,12 @@ static monet_result monet__fail(monet_error *err, monet_result code, const char 
     for (; *format && n < max; ++format) {
         char        digits[22], one[2] = {*format, 0};
         const char *s = one;
-        if (*format == '%' && format[1]) {
-            int64_t value = 0;
-            switch (*++format) {
-            case 's': s = va_arg(args, const char *); break;
-            case 'U': s = monet__decimal(digits, va_arg(args, uint64_t), false); break;
-            case 'd': value = va_arg(args, int); break;
-            default: value = va_arg(args, int64_t); break;
-            }
-            if (*format == 'd' || *format == 'D')
-                s = monet__decimal(digits, value < 0 ? 0 - (uint64_t)value : (uint64_t)value,
-                                   value < 0);
+        if (*format == '%' && *++format == 's') s = va_arg(args, const char *);
+        else if (*one == '%' && *format == 'U')
+            s = monet__decimal(digits, va_arg(args, uint64_t), false);
+        else if (*one == '%') {
+            int64_t value = *format == 'd' ? va_arg(args, int) : va_arg(args, int64_t);
+            s = monet__decimal(digits, (uint64_t)value, value < 0);
         }
         for (; s && *s && n < max; ++s) /* names in hostile files may hold anything */
             err->message[n++] = *s >= 32 && *s < 127 ? *s : '?';
@@ -895,6 +886,7 @@ static monet_result monet__fail(monet_error *err, monet_result code, const char 
     return code;
 }
 
+/* Copies a config; NULL gives zeros. */
 static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err)
 {
     uint32_t given = 0;
@@ -964,18 +956,17 @@ static float monet__from_f16(uint16_t h)
 
 static uint16_t monet__to_f16(float f)
 {
-    uint32_t u = monet__bits(f), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu, shift, half;
+    uint32_t u = monet__bits(f), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu, shift = 13;
     if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((rest >> 13) & 0x3ffu));
     if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more round to inf */
-    if (rest >= 0x38800000u)                                     /* normal in f16 */
-        return (uint16_t)(sign | ((rest + 0xfffu + ((rest >> 13) & 1) - 0x38000000u) >> 13));
-    if (rest < 0x33000000u) return (uint16_t)sign; /* below 2^-25: zero */
-    shift = 126 - (rest >> 23);                    /* subnormal: 14..24 bits fall off */
-    rest = (rest & 0x7fffffu) | 0x800000u;
-    half = rest >> shift;
-    rest &= (1u << shift) - 1;
-    if (rest > 1u << (shift - 1) || (rest == 1u << (shift - 1) && (half & 1))) ++half;
-    return (uint16_t)(sign | half);
+    if (rest < 0x33000000u) return (uint16_t)sign;              /* below 2^-25: zero */
+    if (rest >= 0x38800000u) {
+        rest -= 0x38000000u;        /* normal in f16 */
+    } else {
+        shift = 126 - (rest >> 23); /* subnormal: 14..24 bits fall off */
+        rest = (rest & 0x7fffffu) | 0x800000u;
+    }
+    return (uint16_t)(sign | (rest + (1u << (shift - 1)) - 1 + (rest >> shift & 1)) >> shift);
 }
 
 MONET_API const char *monet_dtype_name(monet_dtype dtype)
@@ -1111,18 +1102,14 @@ static void monet__hash_add(monet__hash *h, const void *data, size_t size)
     const uint8_t *p = (const uint8_t *)data;
     h->total += size;
     while (size) {
-        if (h->n || size < 32) {
-            size_t take = 32 - h->n < size ? 32 - h->n : size;
-            memcpy(h->buffer + h->n, p, take);
-            h->n += take, p += take, size -= take;
-            if (h->n < 32) return;
-            for (int k = 0; k < 4; ++k)
-                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(h->buffer + 8 * k));
-            h->n = 0;
-        }
-        for (; size >= 32; p += 32, size -= 32)
-            for (int k = 0; k < 4; ++k)
-                h->lane[k] = monet__hash_round(h->lane[k], monet__u64(p + 8 * k));
+        size_t take = 32 - h->n < size ? 32 - h->n : size;
+        const uint8_t *block = take == 32 ? p : h->buffer;
+        if (take < 32) memcpy(h->buffer + h->n, p, take);
+        h->n += take, p += take, size -= take;
+        if (h->n < 32) return;
+        for (int k = 0; k < 4; ++k)
+            h->lane[k] = monet__hash_round(h->lane[k], monet__u64(block + 8 * k));
+        h->n = 0;
     }
 }
 
@@ -2929,19 +2916,16 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
    text while it is read, so no copy of the text is made.
 
    Words: no merge crosses a place where no piece has these two bytes side by side (`joins`). Cut
-   there, a text falls into short words that merge on their own:
-     1. A word that is a piece, and is what its own characters merge to (tried at load), is a token.
-     2. Up to MONET__TOK_SHORT bytes: the best pair is searched again after each merge.
-     3. Longer ones (one letter a million times) must not cost n^2: as long as it pays, a sweep does
-        all merges of the best priority; the rest goes through a heap of (priority, place).
+   there, a text falls into short words that merge on their own. A word that is a piece, and is what
+   its own characters merge to (tried at load), is a token at once.
 
    Symbols are ids of normal pieces, -1 for a character that is none. Such a character is in no
    longer piece either: the shortest one with it could not be made by a merge, which is refused. So
    a hash table of (left id, right id) is all that merging needs, also when it goes by score.
 
    Easy to get wrong: control, unknown, unused and byte pieces never come out of a merge, whatever
-   the text says; a new pair may be better than the one just merged, a sweep must take it at once;
-   equal scores go by place; a character cut off by the end of the text is bytes.                 */
+   the text says; a new pair may be better than the one just merged; equal scores go by place; a
+   character cut off by the end of the text is bytes.                                             */
 typedef struct monet__piece { /* one record of the file; its bytes are at blob + offset */
     uint32_t offset;
     uint16_t size, type;
@@ -2953,12 +2937,11 @@ enum {
     MONET__TOK_MAX_COUNT = 1 << 24, /* pieces; merges */
     MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; of one word to encode */
     MONET__TOK_PROBES    = 256,     /* only a made-up file needs more in a hash table: refused */
-    MONET__TOK_SHORT     = 64,
+    MONET__TOK_SHORT     = 64,      /* a word of more characters needs memory */
     /* `marks`: may come out of a merge; does so; out of its own text alone; is found in the text */
     MONET__TOK_USABLE = 1, MONET__TOK_FORMED = 2, MONET__TOK_WHOLE = 4,
     MONET__TOK_USER = 8, MONET__TOK_CONTROL = 16
 };
-static const uint32_t MONET__TOK_NONE = 0xFFFFFFFFu; /* no priority; no character */
 
 typedef struct monet__tok_name { uint32_t tag; int32_t id; } monet__tok_name;
 typedef struct monet__tok_pair { int32_t left, right, result; uint32_t priority; } monet__tok_pair;
@@ -2969,7 +2952,7 @@ struct monet_tokenizer {
     const uint8_t *merges;      int32_t n_merges;   /* 12 bytes; 0: merge by score */
     const uint8_t *eos;         int32_t n_eos;      /* 4 bytes; each ends a text */
     int32_t unk_id, bos_id, eos_id;                 /* -1 = none; eos_id is the first of eos */
-    size_t index_size;
+    uint64_t index_size;
     int32_t prefix_space;                           /* 0 never, 1 always, 2 first */
     bool strip_space;                               /* decode drops one leading space */
     monet_host host;                                /* alloc_fn and free_fn, for long words */
@@ -2984,8 +2967,7 @@ struct monet_tokenizer {
     uint8_t joins[256 * 32];    /* bit (x,y): some piece has byte y right after byte x */
     uint8_t starts[256];        /* marks of user-defined and control pieces, by their first byte */
     uint8_t sizes[MONET__TOK_MAX_PIECE + 1]; /* marks of them, by the number of their plain bytes */
-    uint8_t any_special;                     /* marks of them all */
-    size_t max_special;                      /* the largest such size */
+    size_t max_special;                      /* the largest such number */
 };
 
 /* Records of the file: little-endian, at any address. */
@@ -3015,47 +2997,60 @@ static int32_t monet__tok_eos(const monet_tokenizer *t, int32_t k)
     return (int32_t)monet__u32(t->eos + (size_t)k * 4);
 }
 
-/* ---- tokenizer: characters and hashes -------------------------------------------------------- */
-
-/* How many bytes the character at s has (n > 0 are left), and its code. An invalid byte (also of an
-   overlong form, a surrogate, or beyond U+10FFFF) stands alone and has the code MONET__TOK_NONE. */
-static size_t monet__tok_char(const char *s, size_t n, uint32_t *code)
+static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
 {
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    uint32_t c = (uint8_t)s[0];
-    size_t i, size = c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0;
-    *code = size == 1 ? c : MONET__TOK_NONE;
-    if (size < 2 || size > n) return 1;
-    c &= 0x7Fu >> size;
-    for (i = 1; i < size; i++) {
-        if (((uint8_t)s[i] & 0xC0) != 0x80) return 1;
-        c = c << 6 | ((uint8_t)s[i] & 0x3Fu);
-    }
-    if (c < least[size] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 1;
-    *code = c == 0x2581 ? 0x20 : c;
+    return id >= 0 && id < t->n_pieces;
+}
+
+static const char *monet__tok_raw(const monet_tokenizer *t, int32_t id, size_t *size)
+{
+    *size = monet__tok_piece(t, id).size;
+    return t->blob + monet__tok_piece(t, id).offset;
+}
+
+static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
+{
+    *size = t->text_at[id + 1] - t->text_at[id];
+    return t->text + t->text_at[id];
+}
+
+/* ---- tokenizer: characters and tables -------------------------------------------------------- */
+
+/* Bytes of the UTF-8 character that the n > 0 bytes at s begin with: more than n if it is cut off,
+   0 if there is no such character (overlong, a surrogate, beyond U+10FFFF).                      */
+static size_t monet__utf8_size(const char *s, size_t n)
+{
+    unsigned lead = (uint8_t)s[0], second = n > 1 ? (uint8_t)s[1] : 0;
+    size_t   size = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
+                                                                    : lead < 0xF5 ? 4 : 0;
+    for (size_t k = 1; k < size && k < n; ++k)
+        if (((uint8_t)s[k] & 0xC0) != 0x80) return 0;
+    if (n > 1 && ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) ||
+                  (lead == 0xF0 && second < 0x90) || (lead == 0xF4 && second > 0x8F)))
+        return 0;
     return size;
 }
 
-static bool monet__tok_is_mark(const char *s, size_t n) { /* U+2581 */
+static bool monet__tok_is_mark(const char *s, size_t n) /* U+2581 */
+{
     return n >= 3 && s[0] == '\xE2' && s[1] == '\x96' && s[2] == '\x81';
 }
 
 /* Writes the plain bytes of s to out (room for n) and returns their number. */
 static size_t monet__tok_plain(char *out, const char *s, size_t n)
 {
-    size_t i = 0, size = 0;
-    while (i < n) {
+    size_t size = 0;
+    for (size_t i = 0; i < n; ++i) {
         bool mark = monet__tok_is_mark(s + i, n - i);
         out[size++] = mark ? ' ' : s[i];
-        i += mark ? 3 : 1;
+        if (mark) i += 2;
     }
     return size;
 }
 
 /* A polynomial: hash(xy) = hash(x) * BASE^size(y) + hash(y), so one pass hashes both halves of all
-   splits of a piece. Mixed before use, because its low bits are weak. */
+   splits of a piece. Mixed before use, because its low bits are weak.                            */
 static const uint64_t MONET__TOK_BASE = 0x9E3779B97F4A7C15u;
-static const uint64_t MONET__TOK_UNBASE = 0xF1DE83E19937733Du; /* BASE * UNBASE = 1 mod 2^64 */
 
 static uint64_t monet__tok_step(uint64_t hash, char c)
 {
@@ -3065,8 +3060,7 @@ static uint64_t monet__tok_step(uint64_t hash, char c)
 static uint64_t monet__tok_hash(const char *s, size_t n)
 {
     uint64_t hash = 0;
-    size_t i;
-    for (i = 0; i < n; i++) hash = monet__tok_step(hash, s[i]);
+    for (size_t i = 0; i < n; ++i) hash = monet__tok_step(hash, s[i]);
     return hash;
 }
 
@@ -3082,64 +3076,40 @@ static size_t monet__tok_home(uint64_t mixed, uint32_t n)
     return (size_t)((mixed >> 32) * n >> 32);
 }
 
-static size_t monet__tok_pair_home(const monet_tokenizer *t, int32_t left, int32_t right)
+/* The place of this pair, or the free one (result < 0) for it; NULL: too many probes. */
+static monet__tok_pair *monet__tok_pair_at(const monet_tokenizer *t, int32_t left, int32_t right)
 {
-    return monet__tok_home(monet__tok_mix(((uint64_t)left << 32 | (uint32_t)right) *
-                                          MONET__TOK_BASE), t->n_pairs);
+    uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
+    monet__tok_pair *pair = t->pairs + monet__tok_home(monet__tok_mix(key * MONET__TOK_BASE),
+                                                       t->n_pairs);
+    monet__tok_pair *end = pair + MONET__TOK_PROBES - 1;
+    while (pair < end && pair->result >= 0 && (pair->left != left || pair->right != right)) ++pair;
+    return pair < end ? pair : NULL;
 }
 
-/* ---- tokenizer: the tables ------------------------------------------------------------------- */
-
-static const monet__tok_pair *monet__tok_find(const monet_tokenizer *t,
-                                                     int32_t left, int32_t right)
+/* The place of the piece with one of these marks and plain bytes s, or, with marks 0, of the piece
+   that is written s; or the free one (id < 0) for it; NULL: too many probes.                     */
+static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t hash, const char *s,
+                                           size_t n, unsigned marks)
 {
-    const monet__tok_pair *pair, *end;
-    if ((left | right) < 0) return NULL;
-    pair = t->pairs + monet__tok_pair_home(t, left, right);
-    for (end = pair + MONET__TOK_PROBES - 1; pair < end && pair->result >= 0; pair++) {
-        if (pair->left == left && pair->right == right) return pair;
+    uint64_t mixed = monet__tok_mix(hash);
+    monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
+    monet__tok_name *end = name + MONET__TOK_PROBES - 1;
+    for (; name < end && name->id >= 0; ++name) {
+        const char *text;
+        size_t size;
+        if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
+        text = marks ? monet__tok_text(t, name->id, &size) : monet__tok_raw(t, name->id, &size);
+        if (size == n && memcmp(text, s, n) == 0) break;
     }
-    return NULL; /* add_pair puts none farther than PROBES from its home */
+    return name < end ? name : NULL;
 }
 
-/* The place of the piece with just these bytes, or the free one for it. NULL: too many probes. */
-static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t mixed,
-                                           const char *bytes, size_t size)
-{
-    monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names), *end;
-    for (end = name + MONET__TOK_PROBES - 1; name < end; name++) {
-        monet__piece p;
-        if (name->id < 0) return name;
-        p = monet__tok_piece(t, name->id);
-        if (name->tag == (uint32_t)mixed && p.size == size &&
-            memcmp(t->blob + p.offset, bytes, size) == 0) return name;
-    }
-    return NULL;
-}
-
-/* The piece with one of these marks and these plain bytes; -1 if there is none. */
 static int32_t monet__tok_lookup(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n,
                                  unsigned marks)
 {
-    uint64_t mixed = monet__tok_mix(hash);
-    const monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names), *end;
-    for (end = name + MONET__TOK_PROBES - 1; name < end && name->id >= 0; name++) {
-        const uint32_t *at = t->text_at + name->id;
-        if (name->tag == (uint32_t)mixed && at[1] - at[0] == n && (t->marks[name->id] & marks) &&
-            memcmp(t->text + at[0], s, n) == 0) return name->id;
-    }
-    return -1;
-}
-
-static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
-{
-    *size = t->text_at[id + 1] - t->text_at[id];
-    return t->text + t->text_at[id];
-}
-
-static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
-{
-    return id >= 0 && id < t->n_pieces;
+    const monet__tok_name *name = monet__tok_name_at(t, hash, s, n, marks);
+    return name ? name->id : -1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
@@ -3150,152 +3120,119 @@ static const char monet__tok_hex[] = "0123456789ABCDEF";
 static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
                                     int64_t found, const char *need, monet_error *err)
 {
-    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
     char shown[64];
-    size_t i, n = 0;
-    for (i = 0; i < p->size && n < 56; i++) {
-        uint8_t c = (uint8_t)t->blob[p->offset + i];
-        if (c >= 0x20 && c < 0x7F) {
-            shown[n++] = (char)c;
-        } else {
-            shown[n++] = '\\';
-            shown[n++] = 'x';
-            shown[n++] = monet__tok_hex[c >> 4];
-            shown[n++] = monet__tok_hex[c & 15];
-        }
+    size_t size, i, n = 0;
+    const char *s = monet__tok_raw(t, id, &size);
+    for (i = 0; i < size && n < 56; ++i) {
+        uint8_t c = (uint8_t)s[i];
+        const char hex[4] = {'\\', 'x', monet__tok_hex[c >> 4], monet__tok_hex[c & 15]};
+        bool printable = c >= 0x20 && c < 0x7F;
+        memcpy(shown + n, printable ? s + i : hex, printable ? 1 : 4);
+        n += printable ? 1 : 4;
     }
-    memcpy(shown + n, i < p->size ? "..." : "", i < p->size ? 4 : 1);
+    memcpy(shown + n, i < size ? "..." : "", i < size ? 4 : 1);
     return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, need %s",
                        id, shown, what, found, need);
 }
 
-static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
+/* Adds the places where it can be split in two to *splits. */
+static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id, uint64_t *splits,
                                            monet_error *err)
 {
-    const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
-    uint32_t code = 0;
-    size_t i = 0;
-    if (p->size == 0 || p->size > MONET__TOK_MAX_PIECE) {
+    monet__piece p = monet__tok_piece(t, id);
+    size_t size;
+    if (p.size == 0 || p.size > MONET__TOK_MAX_PIECE)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: %d bytes, need 1 to %d",
-                           id, (int)p->size, MONET__TOK_MAX_PIECE);
-    }
-    if (p->offset > t->blob_size || p->size > t->blob_size - p->offset) {
+                           id, (int)p.size, MONET__TOK_MAX_PIECE);
+    if (p.offset > t->blob_size || p.size > t->blob_size - p.offset)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: ends at byte %U of %U",
-                           id, (uint64_t)p->offset + p->size, (uint64_t)t->blob_size);
-    }
-    if (p->type < MONET_PIECE_NORMAL || p->type > MONET_PIECE_BYTE) {
-        return monet__tok_fail(t, id, "type", p->type, "1 to 6", err);
-    }
-    if ((monet__bits(p->score) & 0x7F800000u) == 0x7F800000u) {
+                           id, (uint64_t)p.offset + p.size, (uint64_t)t->blob_size);
+    if (p.type < MONET_PIECE_NORMAL || p.type > MONET_PIECE_BYTE)
+        return monet__tok_fail(t, id, "type", p.type, "1 to 6", err);
+    if ((monet__bits(p.score) & 0x7F800000u) == 0x7F800000u)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: the score is not finite",
                            id);
-    }
-    while (i < p->size && code != MONET__TOK_NONE) {
-        i += monet__tok_char(t->blob + p->offset + i, p->size - i, &code);
-    }
-    if (code == MONET__TOK_NONE) {
-        return monet__tok_fail(t, id, "bytes of valid UTF-8", (int64_t)i - 1, "all", err);
+    for (size_t i = 0; i < p.size; i += size) {
+        size = monet__utf8_size(t->blob + p.offset + i, p.size - i);
+        if (size == 0 || size > p.size - i)
+            return monet__tok_fail(t, id, "bytes of valid UTF-8", (int64_t)i, "all", err);
+        *splits += i > 0 && p.type == MONET_PIECE_NORMAL;
     }
     return MONET_OK;
 }
 
-static monet_result monet__tok_check(const monet_tokenizer *t, monet_error *err)
+/* Checks the records, each on its own, and sets the sizes of the hash tables. */
+static monet_result monet__tok_check(monet_tokenizer *t, monet_error *err)
 {
-    const int32_t ids[3] = {t->unk_id, t->bos_id, t->eos_id};
-    uint64_t total = 0;
-    int32_t i;
-    if (t->n_pieces < 1 || t->n_pieces > MONET__TOK_MAX_COUNT || t->n_merges < 0 ||
-        t->n_merges > MONET__TOK_MAX_COUNT) {
+    uint64_t total = 0, splits = 0, n_pairs;
+    if (t->n_pieces < 1)
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "tokenizer: %d pieces and %d merges, need at least 1 and 0, at most %d",
                            t->n_pieces, t->n_merges, MONET__TOK_MAX_COUNT);
-    }
-    if (t->prefix_space < 0 || t->prefix_space > 2) {
+    if (t->prefix_space < 0 || t->prefix_space > 2)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: prefix space mode %d, need 0 to 2",
                            t->prefix_space);
-    }
-    for (i = 0; i < 3; i++) {
-        if (ids[i] == -1 || monet__tok_is_id(t, ids[i])) continue;
+    for (int32_t k = -2; k < t->n_eos; ++k) {
+        int32_t id = k == -2 ? t->unk_id : k == -1 ? t->bos_id : monet__tok_eos(t, k);
+        if (monet__tok_is_id(t, id) || (k < 0 && id == -1)) continue;
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %s id %d, there are %d pieces",
-                           i == 0 ? "unk" : i == 1 ? "bos" : "eos", ids[i], t->n_pieces);
+                           k == -2 ? "unk" : k == -1 ? "bos" : "eos", id, t->n_pieces);
     }
-    for (i = 0; i < t->n_eos; i++)
-        if (!monet__tok_is_id(t, monet__tok_eos(t, i)))
-            return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: eos id %d, there are %d pieces",
-                               monet__tok_eos(t, i), t->n_pieces);
-    for (i = 0; i < t->n_pieces; i++) {
-        monet_result result = monet__tok_check_piece(t, i, err);
+    for (int32_t i = 0; i < t->n_pieces; ++i) {
+        monet_result result = monet__tok_check_piece(t, i, &splits, err);
         if (result != MONET_OK) return result;
         total += monet__tok_piece(t, i).size;
     }
     /* Pieces that share bytes could ask for far more memory than the file has. */
-    if (total > t->blob_size || total > MONET__TOK_MAX_TEXT) {
+    if (total > t->blob_size || total > MONET__TOK_MAX_TEXT)
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "tokenizer: pieces of %U bytes together, room for %U", total,
                            (uint64_t)t->blob_size);
-    }
-    return MONET_OK;
-}
-
-/* Checks the pieces and says how many bytes, aligned to 4, monet__tok_build needs. */
-static monet_result monet__tok_index_size(monet_tokenizer *t, size_t *size, monet_error *err)
-{
-    monet_result result = monet__tok_check(t, err);
-    uint64_t n_pairs = (uint64_t)t->n_merges, bytes = 0, i;
-    int32_t id;
-    *size = 0;
-    if (result != MONET_OK) return result;
-    for (id = 0; id < t->n_pieces; id++) {
-        const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
-        bytes += p->size;
-        for (i = 1; i < p->size && p->type == MONET_PIECE_NORMAL && t->n_merges == 0; i++) {
-            n_pairs += ((uint8_t)t->blob[p->offset + i] & 0xC0) != 0x80; /* all splits */
-        }
-    }
-    n_pairs += n_pairs / 2; /* below 2^32: there are at most 2^30 bytes of pieces, 2^24 merges */
-    t->n_pairs = (uint32_t)n_pairs;
+    n_pairs = t->n_merges ? (uint64_t)t->n_merges : splits;
+    t->n_pairs = (uint32_t)(n_pairs + n_pairs / 2); /* n_pairs is at most 2^30 */
     t->n_names = 2 * (uint32_t)t->n_pieces;
-    bytes += (n_pairs + MONET__TOK_PROBES) * sizeof(monet__tok_pair) +
-             ((uint64_t)t->n_names + MONET__TOK_PROBES) * sizeof(monet__tok_name) +
-             ((uint64_t)t->n_pieces + 1) * sizeof(uint32_t) + (uint64_t)t->n_pieces;
-    *size = (size_t)bytes;
-    if (*size == bytes) return MONET_OK;
-    return monet__fail(err, MONET_ERROR_MEMORY, "tokenizer: the indexes need %U bytes", bytes);
+    return MONET_OK;
 }
 
 /* ---- tokenizer: building the indexes --------------------------------------------------------- */
 
-/* Names, plain bytes and marks of all pieces. */
-static monet_result monet__tok_add_names(monet_tokenizer *t, monet_error *err)
+static void monet__tok_tables(monet_tokenizer *t, monet__arena *arena)
 {
-    int32_t id;
-    t->text_at[0] = 0;
-    for (id = 0; id < t->n_pieces; id++) {
-        const monet__piece piece = monet__tok_piece(t, id), *p = &piece;
-        const char *bytes = t->blob + p->offset;
-        char *plain = t->text + t->text_at[id];
-        size_t size = monet__tok_plain(plain, bytes, p->size);
-        uint64_t mixed = monet__tok_mix(monet__tok_hash(plain, size));
-        monet__tok_name *name = monet__tok_name_at(t, mixed, bytes, p->size);
-        uint8_t mark = p->type == MONET_PIECE_USER ? MONET__TOK_USER
-                     : p->type == MONET_PIECE_CONTROL ? MONET__TOK_CONTROL : 0;
-        if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
-        if (name->id >= 0) {
-            return monet__tok_fail(t, id, "the same bytes as piece", name->id, "others", err);
-        }
-        name->id = id;
-        name->tag = (uint32_t)mixed;
-        t->text_at[id + 1] = t->text_at[id] + (uint32_t)size;
-        t->marks[id] = mark;
-        if (mark) {
-            t->any_special |= mark;
-            t->sizes[size] |= mark;
-            t->starts[(uint8_t)plain[0]] |= mark;
-            if (plain[0] == ' ') t->starts[0xE2] |= mark;
-            if (size > t->max_special) t->max_special = size;
-        } else if (p->type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p->size)) {
-            t->marks[id] = MONET__TOK_USABLE; /* text reads as U+2581, never as a true space */
-        }
+    uint64_t n_pieces = (uint64_t)t->n_pieces;
+    t->pairs = (monet__tok_pair *)monet__take(arena, (uint64_t)t->n_pairs + MONET__TOK_PROBES,
+                                              sizeof *t->pairs);
+    t->names = (monet__tok_name *)monet__take(arena, (uint64_t)t->n_names + MONET__TOK_PROBES,
+                                              sizeof *t->names);
+    t->text_at = (uint32_t *)monet__take(arena, n_pieces + 1, sizeof *t->text_at);
+    t->marks = (uint8_t *)monet__take(arena, n_pieces, 1);
+    t->text = (char *)monet__take(arena, t->blob_size, 1);
+}
+
+/* Name, plain bytes and marks of a piece. */
+static monet_result monet__tok_add_name(monet_tokenizer *t, int32_t id, monet_error *err)
+{
+    monet__piece p = monet__tok_piece(t, id);
+    const char *bytes = t->blob + p.offset;
+    char *plain = t->text + t->text_at[id];
+    size_t size = monet__tok_plain(plain, bytes, p.size);
+    uint64_t hash = monet__tok_hash(plain, size);
+    monet__tok_name *name = monet__tok_name_at(t, hash, bytes, p.size, 0);
+    uint8_t mark = p.type == MONET_PIECE_USER ? MONET__TOK_USER
+                 : p.type == MONET_PIECE_CONTROL ? MONET__TOK_CONTROL : 0;
+    if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
+    if (name->id >= 0)
+        return monet__tok_fail(t, id, "the same bytes as piece", name->id, "others", err);
+    name->id = id;
+    name->tag = (uint32_t)monet__tok_mix(hash);
+    t->text_at[id + 1] = t->text_at[id] + (uint32_t)size;
+    t->marks[id] = mark;
+    if (mark) {
+        t->sizes[size] |= mark;
+        t->starts[(uint8_t)plain[0]] |= mark;
+        if (plain[0] == ' ') t->starts[0xE2] |= mark; /* of U+2581 in the text */
+        if (size > t->max_special) t->max_special = size;
+    } else if (p.type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p.size)) {
+        t->marks[id] = MONET__TOK_USABLE; /* text reads as U+2581, never as a true space */
     }
     return MONET_OK;
 }
@@ -3304,20 +3241,19 @@ static monet_result monet__tok_add_names(monet_tokenizer *t, monet_error *err)
 static monet_result monet__tok_add_bytes(monet_tokenizer *t, monet_error *err)
 {
     char bytes[7] = "<0x00>";
-    int32_t id, value, n = 0;
-    for (id = 0; id < t->n_pieces; id++) n += monet__tok_piece(t, id).type == MONET_PIECE_BYTE;
-    for (value = 0; value < 256; value++) {
-        const monet__tok_name *name;
+    int32_t n = 0;
+    for (int32_t id = 0; id < t->n_pieces; ++id)
+        n += monet__tok_piece(t, id).type == MONET_PIECE_BYTE;
+    for (int value = 0; value < 256; ++value) {
+        int32_t id, type;
         bytes[3] = monet__tok_hex[value >> 4];
         bytes[4] = monet__tok_hex[value & 15];
-        name = monet__tok_name_at(t, monet__tok_mix(monet__tok_hash(bytes, 6)), bytes, 6);
-        id = name ? name->id : -1;
-        if (id < 0 || monet__tok_piece(t, id).type != MONET_PIECE_BYTE) {
+        id = monet__tok_lookup(t, monet__tok_hash(bytes, 6), bytes, 6, 0);
+        type = id < 0 ? -1 : monet__tok_piece(t, id).type;
+        if (type != MONET_PIECE_BYTE)
             return monet__fail(err, MONET_ERROR_FORMAT,
                                "tokenizer: \"%s\" is piece %d, type %d, need type %d", bytes,
-                               id, id < 0 ? -1 : (int)monet__tok_piece(t, id).type,
-                               MONET_PIECE_BYTE);
-        }
+                               id, type, MONET_PIECE_BYTE);
         t->byte_ids[value] = id;
         t->text[t->text_at[id]] = (char)(uint8_t)value;
     }
@@ -3328,14 +3264,12 @@ static monet_result monet__tok_add_bytes(monet_tokenizer *t, monet_error *err)
 static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_t right,
                                         int32_t result, uint32_t priority, monet_error *err)
 {
-    monet__tok_pair *pair = t->pairs + monet__tok_pair_home(t, left, right), *end;
-    for (end = pair + MONET__TOK_PROBES - 1; pair < end && pair->result >= 0; pair++) {
-        if (pair->left != left || pair->right != right) continue;
+    monet__tok_pair *pair = monet__tok_pair_at(t, left, right);
+    if (!pair) return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
+    if (pair->result >= 0)
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "tokenizer: merge %U is of the same pieces %d and %d as merge %U",
                            (uint64_t)priority, left, right, (uint64_t)pair->priority);
-    }
-    if (pair == end) return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
     pair->left = left;
     pair->right = right;
     pair->result = result;
@@ -3349,91 +3283,89 @@ static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_
 {
     uint32_t bits = monet__bits(monet__tok_piece(t, id).score + 0.0f); /* -0 becomes 0 */
     uint32_t priority = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; /* the higher score, the lower */
-    size_t n, i;
+    uint64_t left[MONET__TOK_MAX_PIECE], right = 0, power = 1; /* hashes of s[0..i) and s[i..n) */
+    size_t n;
     const char *s = monet__tok_text(t, id, &n);
-    uint64_t whole = monet__tok_hash(s, n), hash = 0, power = 1;
     monet_result result = MONET_OK;
-    for (i = 0; i < n; i++) power *= MONET__TOK_BASE;
-    for (i = 1; i < n && result == MONET_OK; i++) {
-        int32_t left, right;
-        hash = monet__tok_step(hash, s[i - 1]); /* of s[0..i); power is BASE^(n - i) */
-        power *= MONET__TOK_UNBASE;
+    if (!(t->marks[id] & MONET__TOK_USABLE)) return MONET_OK;
+    left[0] = 0;
+    for (size_t i = 1; i < n; ++i) left[i] = monet__tok_step(left[i - 1], s[i - 1]);
+    for (size_t i = n; i-- > 1 && result == MONET_OK; power *= MONET__TOK_BASE) {
+        int32_t l, r = -1;
+        right += ((uint8_t)s[i] + 1u) * power;
         if (((uint8_t)s[i] & 0xC0) == 0x80) continue;
-        left = monet__tok_lookup(t, hash, s, i, MONET__TOK_USABLE);
-        if (left < 0) continue;
-        right = monet__tok_lookup(t, whole - hash * power, s + i, n - i, MONET__TOK_USABLE);
-        if (right < 0) continue;
-        result = monet__tok_add_pair(t, left, right, id, priority, err);
+        l = monet__tok_lookup(t, left[i], s, i, MONET__TOK_USABLE);
+        if (l >= 0) r = monet__tok_lookup(t, right, s + i, n - i, MONET__TOK_USABLE);
+        if (r >= 0) result = monet__tok_add_pair(t, l, r, id, priority, err);
     }
     return result;
 }
 
 static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet_error *err)
 {
-    const monet_merge merge = monet__tok_merge(t, rank), *m = &merge;
-    monet__piece l, r, p;
-    if (!monet__tok_is_id(t, m->left) || !monet__tok_is_id(t, m->right) ||
-        !monet__tok_is_id(t, m->result)) {
+    monet_merge m = monet__tok_merge(t, rank);
+    const char *left, *right, *whole;
+    size_t l, r, n;
+    if (!monet__tok_is_id(t, m.left) || !monet__tok_is_id(t, m.right) ||
+        !monet__tok_is_id(t, m.result))
         return monet__fail(err, MONET_ERROR_FORMAT,
                            "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
-                           rank, m->left, m->right, m->result, t->n_pieces);
-    }
-    l = monet__tok_piece(t, m->left);
-    r = monet__tok_piece(t, m->right);
-    p = monet__tok_piece(t, m->result);
-    if (p.size != l.size + r.size || memcmp(t->blob + p.offset, t->blob + l.offset, l.size) ||
-        memcmp(t->blob + p.offset + l.size, t->blob + r.offset, r.size)) {
-        return monet__tok_fail(t, m->result, "other bytes than in the parts of merge", rank,
+                           rank, m.left, m.right, m.result, t->n_pieces);
+    left = monet__tok_raw(t, m.left, &l);
+    right = monet__tok_raw(t, m.right, &r);
+    whole = monet__tok_raw(t, m.result, &n);
+    if (n != l + r || memcmp(whole, left, l) || memcmp(whole + l, right, r))
+        return monet__tok_fail(t, m.result, "other bytes than in the parts of merge", rank,
                                "the same", err);
-    }
-    t->marks[m->result] |= MONET__TOK_FORMED;
-    if (!(t->marks[m->left] & t->marks[m->right] & t->marks[m->result] & MONET__TOK_USABLE)) {
+    t->marks[m.result] |= MONET__TOK_FORMED;
+    if (!(t->marks[m.left] & t->marks[m.right] & t->marks[m.result] & MONET__TOK_USABLE))
         return MONET_OK; /* text never yields one of the three */
-    }
-    return monet__tok_add_pair(t, m->left, m->right, m->result, (uint32_t)rank, err);
+    return monet__tok_add_pair(t, m.left, m.right, m.result, (uint32_t)rank, err);
 }
 
-static void monet__tok_add_join(monet_tokenizer *t, int32_t x, int32_t y)
+static void monet__tok_add_join(monet_tokenizer *t, int x, int y)
 {
     t->joins[x * 32 + y / 8] = (uint8_t)(t->joins[x * 32 + y / 8] | 1 << y % 8);
 }
 
 /* Which bytes stand side by side in pieces. No cut inside of a character, nor beside something like
-   U+2581, which is E2 96 81 in the text but a space in the plain bytes. */
+   U+2581, which is E2 96 81 in the text but a space in the plain bytes.                          */
 static void monet__tok_add_joins(monet_tokenizer *t)
 {
-    int32_t id, x, y;
-    size_t i, n;
-    for (id = 0; id < t->n_pieces; id++) {
+    for (int32_t id = 0; id < t->n_pieces; ++id) {
+        size_t n;
         const char *s = monet__tok_text(t, id, &n);
-        if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
-        for (i = 1; i < n; i++) monet__tok_add_join(t, (uint8_t)s[i - 1], (uint8_t)s[i]);
+        for (size_t i = 1; i < n && (t->marks[id] & MONET__TOK_USABLE); ++i)
+            monet__tok_add_join(t, (uint8_t)s[i - 1], (uint8_t)s[i]);
     }
-    for (x = 0; x < 256; x++) {
-        for (y = 0x80; y < 0xC0; y++) monet__tok_add_join(t, x, y);
+    for (int x = 0; x < 256; ++x) {
+        for (int y = 0x80; y < 0xC0; ++y) monet__tok_add_join(t, x, y);
         monet__tok_add_join(t, x, 0xE2);
         monet__tok_add_join(t, 0x81, x);
     }
 }
 
-/* ---- tokenizer: words ------------------------------------------------------------------------ */
+/* ---- tokenizer: words ------------------------------------------------------------------------
+   A word is a list of symbols, one a character at first. Above it stands a tree of minima: its
+   leaves are the priorities of the symbols' pairs, tree[k] the lesser one of tree[2k], tree[2k+1].
+   So the leftmost best pair is found from tree[1] downwards, and n characters cost n log n, also
+   if they are one letter a million times.                                                        */
+typedef struct monet__tok_symbol {
+    int32_t id, prev, next;     /* -1 = none */
+    int32_t result;             /* this symbol joined with the next one */
+    uint32_t at;                /* its first byte in the word */
+} monet__tok_symbol;
 
-/* A word is a list: node i is the symbol that starts at its byte i (one later after a prefix). */
-typedef struct monet__tok_node {
-    int32_t prev, next, symbol; /* -1 = none */
-    int32_t result;             /* this symbol joined with the next one, */
-    uint32_t priority;          /* ... and how soon */
-} monet__tok_node;
+typedef struct monet__tok_word {
+    monet__tok_symbol *symbols;
+    uint32_t *tree;             /* UINT32_MAX = no pair */
+    size_t leaves;              /* a power of two; the first is tree[leaves] */
+} monet__tok_word;
 
 typedef struct monet__tok_out {
     const monet_tokenizer *t;
     int32_t *tokens;
     size_t capacity, count;     /* count goes on beyond the capacity */
-    const char *end;            /* of the text */
-    monet__tok_node *nodes;     /* scratch memory, taken for the first long word ... */
-    uint64_t *heap;
-    void *block;                /* both lie in */
-    size_t scratch_size;        /* ... and enough for the longest */
     monet_result result;
 } monet__tok_out;
 
@@ -3443,122 +3375,113 @@ static void monet__tok_push(monet__tok_out *out, int32_t token)
     out->count++;
 }
 
-/* A symbol that is no piece becomes its n bytes; only the prefix space has none in the text. */
-static void monet__tok_emit(monet__tok_out *out, int32_t symbol, const char *s, size_t n)
+static uint32_t monet__tok_lesser(const uint32_t *tree, size_t k)
 {
-    size_t i;
-    if (symbol >= 0) {
-        monet__tok_push(out, symbol);
-    } else if (n == 0) {
-        monet__tok_push(out, out->t->byte_ids[0x20]);
-    } else {
-        for (i = 0; i < n; i++) monet__tok_push(out, out->t->byte_ids[(uint8_t)s[i]]);
+    return tree[2 * k] < tree[2 * k + 1] ? tree[2 * k] : tree[2 * k + 1];
+}
+
+static void monet__tok_set(const monet__tok_word *w, int32_t i, uint32_t priority)
+{
+    size_t k = w->leaves + (size_t)i;
+    w->tree[k] = priority;
+    while ((k /= 2) > 0 && w->tree[k] != monet__tok_lesser(w->tree, k))
+        w->tree[k] = monet__tok_lesser(w->tree, k);
+}
+
+/* Looks up what symbol i and the next one become, and returns the priority. */
+static uint32_t monet__tok_rate(const monet_tokenizer *t, const monet__tok_word *w, int32_t i)
+{
+    monet__tok_symbol *a = &w->symbols[i];
+    int32_t right = a->next < 0 ? -1 : w->symbols[a->next].id;
+    const monet__tok_pair *pair = (a->id | right) < 0 ? NULL : monet__tok_pair_at(t, a->id, right);
+    a->result = pair ? pair->result : -1;
+    return pair && pair->result >= 0 ? pair->priority : UINT32_MAX;
+}
+
+static void monet__tok_merge_all(const monet_tokenizer *t, const monet__tok_word *w)
+{
+    const uint32_t *tree = w->tree;
+    uint32_t best = UINT32_MAX;
+    size_t k = 1;
+    while (tree[1] != UINT32_MAX) {
+        monet__tok_symbol *a;
+        int32_t i, gone;
+        if (tree[1] != best) best = tree[1], k = 1;
+        while (tree[k] != best) k /= 2; /* left of the last merge nothing is as good */
+        while (k < w->leaves) k = 2 * k + (tree[2 * k] != best);
+        i = (int32_t)(k - w->leaves);
+        a = &w->symbols[i];
+        gone = a->next;
+        a->id = a->result;
+        a->next = w->symbols[gone].next;
+        if (a->next >= 0) w->symbols[a->next].prev = i;
+        monet__tok_set(w, gone, UINT32_MAX);
+        /* only i and the symbol before it have new pairs */
+        monet__tok_set(w, i, monet__tok_rate(t, w, i));
+        if (a->prev < 0) continue;
+        monet__tok_set(w, a->prev, monet__tok_rate(t, w, a->prev));
+        k = w->leaves + (size_t)a->prev;
     }
 }
 
-static void monet__tok_rate(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+/* Writes the characters of s, after a space if there is a prefix, to `symbols`; how many. */
+static int32_t monet__tok_read(const monet_tokenizer *t, monet__tok_symbol *symbols, const char *s,
+                               size_t n, bool prefix)
 {
-    int32_t a = nodes[i].symbol, b = nodes[i].next < 0 ? -1 : nodes[nodes[i].next].symbol;
-    const monet__tok_pair *pair = monet__tok_find(t, a, b);
-    nodes[i].priority = pair ? pair->priority : MONET__TOK_NONE;
-    nodes[i].result = pair ? pair->result : -1;
+    int32_t count = 0;
+    size_t size = 0;
+    for (size_t at = 0; at < n || prefix; at += size, ++count) {
+        const char *c = s + at;
+        monet__tok_symbol *a = &symbols[count];
+        a->prev = count - 1;
+        a->next = count + 1;
+        a->at = (uint32_t)at;
+        size = prefix ? 0 : (uint8_t)*c < 0x80 ? 1 : monet__utf8_size(c, n - at);
+        if (size > n - at || (size == 0 && !prefix)) size = 1; /* no character: a byte alone */
+        if (prefix || monet__tok_is_mark(c, size)) a->id = t->ascii[0x20];
+        else if ((uint8_t)*c < 0x80) a->id = t->ascii[(uint8_t)*c];
+        else a->id = monet__tok_lookup(t, monet__tok_hash(c, size), c, size, MONET__TOK_USABLE);
+        prefix = false;
+    }
+    symbols[count - 1].next = -1;
+    return count;
 }
 
-/* Joins node i with the next one. Only i and the node before it have new priorities. */
-static void monet__tok_join(const monet_tokenizer *t, monet__tok_node *nodes, int32_t i)
+/* A word without merges across its ends; with a prefix it begins with a space that s has not. */
+static void monet__tok_encode_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
 {
-    int32_t gone = nodes[i].next, next = nodes[gone].next;
-    nodes[i].symbol = nodes[i].result;
-    nodes[i].next = next;
-    nodes[gone].priority = MONET__TOK_NONE;
-    if (next >= 0) nodes[next].prev = i;
-    monet__tok_rate(t, nodes, i);
-    if (nodes[i].prev >= 0) monet__tok_rate(t, nodes, nodes[i].prev);
-}
-
-static void monet__tok_merge_short(const monet_tokenizer *t, monet__tok_node *nodes, size_t n)
-{
-    for (;;) {
-        uint32_t least = nodes[0].priority;
-        size_t i, best = 0;
-        for (i = 1; i < n; i++) {
-            bool better = nodes[i].priority < least;
-            best = better ? i : best;
-            least = better ? nodes[i].priority : least;
+    const monet_tokenizer *t = out->t;
+    monet__tok_symbol symbols[MONET__TOK_SHORT];
+    uint32_t tree[2 * MONET__TOK_SHORT];
+    monet__tok_word w = {symbols, tree, 1};
+    uint64_t most = (uint64_t)n + prefix, size = 0;
+    void *block = NULL;
+    int32_t count;
+    if (most > MONET__TOK_SHORT) {
+        size = most * (sizeof *symbols + 4 * sizeof *tree) + 64; /* leaves < 2 * most */
+        block = n < MONET__TOK_MAX_TEXT ? monet__alloc(&t->host, size) : NULL;
+        if (!block) {
+            out->result = MONET_ERROR_MEMORY;
+            return;
         }
-        if (least == MONET__TOK_NONE) return;
-        monet__tok_join(t, nodes, (int32_t)best);
+        w.symbols = (monet__tok_symbol *)(void *)monet__align(block);
+        w.tree = (uint32_t *)(void *)(w.symbols + most);
     }
-}
-
-/* Does the merges of priority *best, the best of all, from left to right, and at once those of new
-   pairs that are as good or better: these can only be at the last merge or just before it. Returns
-   their number. *best becomes the best of the rest (or better, then the next sweep finds nothing),
-   *length the number of nodes. */
-static int32_t monet__tok_sweep(const monet_tokenizer *t, monet__tok_node *nodes, uint32_t *best,
-                                int32_t *length)
-{
-    const uint32_t limit = *best;
-    int32_t i = 0, merged = 0;
-    *best = MONET__TOK_NONE;
-    *length = 0;
-    while (i >= 0) {
-        int32_t p = nodes[i].prev;
-        uint32_t before = p < 0 ? MONET__TOK_NONE : nodes[p].priority;
-        if (before > limit && nodes[i].priority > limit) {
-            if (before < *best) *best = before; /* nodes[i] may still get another neighbour */
-            ++*length;
-            i = nodes[i].next;
-        } else {
-            if (before <= nodes[i].priority) i = p;
-            monet__tok_join(t, nodes, i);
-            merged++;
-        }
+    count = monet__tok_read(t, w.symbols, s, n, prefix);
+    while (w.leaves < (size_t)count) w.leaves *= 2;
+    for (size_t k = 0; k < w.leaves; ++k)
+        w.tree[w.leaves + k] = k < (size_t)count ? monet__tok_rate(t, &w, (int32_t)k) : UINT32_MAX;
+    for (size_t k = w.leaves; --k > 0;) w.tree[k] = monet__tok_lesser(w.tree, k);
+    monet__tok_merge_all(t, &w);
+    for (int32_t i = 0; i >= 0; i = w.symbols[i].next) {
+        const monet__tok_symbol *a = &w.symbols[i];
+        size_t end = a->next < 0 ? n : w.symbols[a->next].at;
+        if (a->id >= 0) monet__tok_push(out, a->id);
+        else if (end == a->at) monet__tok_push(out, t->byte_ids[0x20]); /* the prefix */
+        for (size_t k = a->at; a->id < 0 && k < end; ++k)
+            monet__tok_push(out, t->byte_ids[(uint8_t)s[k]]);
     }
-    return merged;
-}
-
-/* Puts `key` (priority << 32 | node) at place i or below it. */
-static void monet__tok_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
-{
-    size_t child;
-    for (; (child = 2 * i + 1) < n; i = child) {
-        child += child + 1 < n && heap[child + 1] < heap[child];
-        if (heap[child] >= key) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = key;
-}
-
-/* Keys of pairs that are gone stay in the heap; their node has another priority now. At most one
-   key a node at first, and for each merge two more less the one it used: never over 2n. */
-static void monet__tok_merge_heap(const monet_tokenizer *t, monet__tok_node *nodes,
-                                  uint64_t *heap)
-{
-    size_t n = 0, k, j;
-    int32_t i;
-    for (i = 0; i >= 0; i = nodes[i].next) {
-        if (nodes[i].priority != MONET__TOK_NONE) {
-            heap[n++] = (uint64_t)nodes[i].priority << 32 | (uint32_t)i;
-        }
-    }
-    for (k = n / 2; k-- > 0;) monet__tok_sink(heap, n, k, heap[k]);
-    while (n > 0) {
-        uint64_t key = heap[0];
-        n--;
-        monet__tok_sink(heap, n, 0, heap[n]);
-        i = (int32_t)(uint32_t)key;
-        if (nodes[i].priority != key >> 32) continue;
-        monet__tok_join(t, nodes, i);
-        for (k = 0; k < 2 && i >= 0; k++, i = nodes[i].prev) {
-            if (nodes[i].priority == MONET__TOK_NONE) continue;
-            key = (uint64_t)nodes[i].priority << 32 | (uint32_t)i;
-            for (j = n++; j > 0 && heap[(j - 1) / 2] > key; j = (j - 1) / 2) {
-                heap[j] = heap[(j - 1) / 2];
-            }
-            heap[j] = key;
-        }
-    }
+    monet__free(&t->host, block, size);
 }
 
 static bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
@@ -3566,87 +3489,19 @@ static bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
     return t->joins[(uint8_t)x * 32 + (uint8_t)y / 8] >> ((uint8_t)y & 7) & 1;
 }
 
-/* Memory for the longest of the words from s on. */
-static bool monet__tok_scratch(monet__tok_out *out, const char *s)
-{
-    const char *start = s;
-    size_t n = 0;
-    for (s++; s <= out->end; s++) {
-        if (s < out->end && monet__tok_joined(out->t, s[-1], s[0])) continue;
-        if ((size_t)(s - start) > n) n = (size_t)(s - start);
-        start = s;
-    }
-    n++; /* the prefix */
-    out->scratch_size = n * (2 * sizeof(uint64_t) + sizeof(monet__tok_node)) + 64;
-    if (n <= MONET__TOK_MAX_TEXT && n <= SIZE_MAX / 64) {
-        out->block = monet__alloc(&out->t->host, out->scratch_size);
-        if (out->block) out->heap = (uint64_t *)(void *)monet__align(out->block);
-    }
-    if (out->heap) out->nodes = (monet__tok_node *)(void *)(out->heap + 2 * n);
-    else out->result = MONET_ERROR_MEMORY;
-    return out->heap != NULL;
-}
-
-static void monet__tok_word(monet__tok_out *out, const char *s, size_t n, bool prefix)
-{
-    const monet_tokenizer *t = out->t;
-    const size_t shift = prefix, length = n + shift;
-    const bool is_long = n > MONET__TOK_SHORT;
-    monet__tok_node local[MONET__TOK_SHORT + 1], *nodes = is_long ? out->nodes : local;
-    int32_t i, last = -1, next, merged, left;
-    int64_t budget = 8 * (int64_t)length; /* what sweeps that find little may cost */
-    uint32_t best = MONET__TOK_NONE;
-    size_t at, size, from, to;
-    for (at = 0; at < length; at += size) {
-        const char *c = s + at - shift;
-        uint32_t code = at < shift ? 0x20u : (uint8_t)*c;
-        size = code < 0x80 ? 1 : monet__tok_char(c, length - at, &code);
-        nodes[at].symbol = code < 0x80 ? t->ascii[code]
-            : monet__tok_lookup(t, monet__tok_hash(c, size), c, size, MONET__TOK_USABLE);
-        nodes[at].prev = last;
-        if (last >= 0) nodes[last].next = (int32_t)at;
-        last = (int32_t)at;
-        for (from = at + 1; from < at + size; from++) nodes[from].priority = MONET__TOK_NONE;
-    }
-    nodes[last].next = -1;
-    for (i = 0; i >= 0; i = nodes[i].next) {
-        monet__tok_rate(t, nodes, i);
-        if (nodes[i].priority < best) best = nodes[i].priority;
-    }
-    if (!is_long) monet__tok_merge_short(t, nodes, length);
-    while (is_long && best != MONET__TOK_NONE && budget > 0) {
-        merged = monet__tok_sweep(t, nodes, &best, &left);
-        if (merged <= left / 16) budget -= left;
-    }
-    if (is_long && best != MONET__TOK_NONE) monet__tok_merge_heap(t, nodes, out->heap);
-    for (i = 0; i >= 0; i = next) {
-        next = nodes[i].next;
-        from = i ? (size_t)i - shift : 0;
-        to = next < 0 ? n : (size_t)next - shift;
-        monet__tok_emit(out, nodes[i].symbol, s + from, to - from);
-    }
-}
-
 /* Text without special pieces. The prefix space goes to the first word. */
 static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool prefix)
 {
     const monet_tokenizer *t = out->t;
-    size_t i = 0;
-    if (n == 0 && prefix) monet__tok_word(out, s, 0, true);
-    while (i < n && out->result == MONET_OK) {
-        size_t start = i, size;
+    if (n == 0 && prefix) monet__tok_encode_word(out, s, 0, true);
+    for (size_t i = 0, start = 0; i < n && out->result == MONET_OK; start = i) {
         uint64_t hash = 0;
         int32_t id = -1;
-        do {
-            hash = monet__tok_step(hash, s[i++]);
-        } while (i < n && monet__tok_joined(t, s[i - 1], s[i]));
-        size = i - start;
-        if (!prefix) id = monet__tok_lookup(t, hash, s + start, size, MONET__TOK_WHOLE);
-        if (id >= 0) {
-            monet__tok_push(out, id);
-        } else if (size <= MONET__TOK_SHORT || out->heap || monet__tok_scratch(out, s + start)) {
-            monet__tok_word(out, s + start, size, prefix);
-        }
+        do hash = monet__tok_step(hash, s[i++]);
+        while (i < n && monet__tok_joined(t, s[i - 1], s[i]));
+        if (!prefix) id = monet__tok_lookup(t, hash, s + start, i - start, MONET__TOK_WHOLE);
+        if (id >= 0) monet__tok_push(out, id);
+        else monet__tok_encode_word(out, s + start, i - start, prefix);
         prefix = false;
     }
 }
@@ -3654,100 +3509,82 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
 
 /* Each piece must be the result of a merge. Which ones are what their own text merges to? (Rarely
-   not, when the pieces on the way go elsewhere first.) */
+   not, when the pieces on the way go elsewhere first.)                                           */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
 {
-    monet__tok_out out;
-    int32_t id, token;
-    uint32_t code;
-    char c;
-    memset(&out, 0, sizeof out);
-    out.t = t;
-    out.tokens = &token;
-    out.capacity = 1;
-    for (id = 0; id < 128; id++) {
-        c = (char)id;
-        t->ascii[id] = monet__tok_lookup(t, monet__tok_hash(&c, 1), &c, 1, MONET__TOK_USABLE);
+    int32_t token = -1;
+    monet__tok_out out = {t, &token, 1, 0, MONET_OK};
+    for (int c = 0; c < 128; ++c) {
+        char s = (char)c;
+        t->ascii[c] = monet__tok_lookup(t, monet__tok_hash(&s, 1), &s, 1, MONET__TOK_USABLE);
     }
     monet__tok_add_joins(t);
-    for (id = 0; id < t->n_pieces; id++) {
+    for (int32_t id = 0; id < t->n_pieces; ++id) {
         size_t n;
         const char *s = monet__tok_text(t, id, &n);
         if (monet__tok_piece(t, id).type != MONET_PIECE_NORMAL) continue;
-        if (!(t->marks[id] & MONET__TOK_FORMED) && monet__tok_char(s, n, &code) != n) {
+        if (!(t->marks[id] & MONET__TOK_FORMED) && monet__utf8_size(s, n) != n)
             return monet__tok_fail(t, id, "merges that make it", 0, "at least 1", err);
-        }
         if (!(t->marks[id] & MONET__TOK_USABLE) || n > MONET__TOK_SHORT) continue;
         if (s[0] != ' ' && n > 2) continue; /* not often a word of its own: saves half the time */
         out.count = 0;
-        monet__tok_word(&out, s, n, false);
+        monet__tok_encode_word(&out, s, n, false);
         if (out.count == 1 && token == id) t->marks[id] |= MONET__TOK_WHOLE;
     }
     return MONET_OK;
 }
 
-/* Checks the rest and makes the indexes, in memory of the size that monet__tok_index_size said. */
-static monet_result monet__tok_index(monet_tokenizer *t, void *memory, monet_error *err)
+/* Checks the rest and makes the indexes, at t->pairs in memory of index_size bytes. */
+static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, monet_error *err)
 {
-    monet_result result;
-    int32_t i;
-    t->pairs = (monet__tok_pair *)memory;
-    t->names = (monet__tok_name *)(void *)(t->pairs + t->n_pairs + MONET__TOK_PROBES);
-    t->text_at = (uint32_t *)(void *)(t->names + t->n_names + MONET__TOK_PROBES);
-    t->marks = (uint8_t *)(t->text_at + t->n_pieces + 1);
-    t->text = (char *)(t->marks + t->n_pieces);
-    memset(t->pairs, 0xFF, (t->n_pairs + (size_t)MONET__TOK_PROBES) * sizeof *t->pairs);
-    memset(t->names, 0xFF, (t->n_names + (size_t)MONET__TOK_PROBES) * sizeof *t->names);
-    memset(t->joins, 0, sizeof t->joins);
-    memset(t->starts, 0, sizeof t->starts);
-    memset(t->sizes, 0, sizeof t->sizes);
-    t->any_special = 0;
-    t->max_special = 0;
-    result = monet__tok_add_names(t, err);
+    monet__arena arena = {(char *)t->pairs, 0, false};
+    monet_result result = MONET_OK;
+    if (t->n_pieces > vocab_size)
+        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer has %d pieces, vocab_size is %d",
+                           t->n_pieces, vocab_size);
+    monet__tok_tables(t, &arena);
+    memset(arena.base, 0xFF, (size_t)((char *)t->text_at - arena.base)); /* both hash tables */
+    t->text_at[0] = 0;
+    for (int32_t i = 0; i < t->n_pieces && result == MONET_OK; ++i)
+        result = monet__tok_add_name(t, i, err);
     if (result == MONET_OK) result = monet__tok_add_bytes(t, err);
-    for (i = 0; i < t->n_pieces && t->n_merges == 0 && result == MONET_OK; i++) {
-        if (t->marks[i] & MONET__TOK_USABLE) result = monet__tok_add_splits(t, i, err);
-    }
-    for (i = 0; i < t->n_merges && result == MONET_OK; i++) {
+    for (int32_t i = 0; i < t->n_pieces && t->n_merges == 0 && result == MONET_OK; ++i)
+        result = monet__tok_add_splits(t, i, err);
+    for (int32_t i = 0; i < t->n_merges && result == MONET_OK; ++i)
         result = monet__tok_add_merge(t, i, err);
-    }
     return result == MONET_OK ? monet__tok_finish(t, err) : result;
 }
 
 /* ---- tokenizer: encode and decode ------------------------------------------------------------ */
 
 /* The longest piece with one of the marks that starts here; -1 if none does. After a prefix only
-   one that starts with this space. *size: how many bytes of the text it is. */
+   one that starts with this space. *size: how many bytes of the text it is.                      */
 static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
                                   unsigned marks, size_t *size)
 {
     char plain[MONET__TOK_MAX_PIECE];
-    int32_t id, found = -1;
-    size_t i = 0, k = 0;
+    int32_t found = -1;
     uint64_t hash = 0;
-    while (k < t->max_special && i < n) {
+    for (size_t i = 0, k = 0; k < t->max_special && i < n; prefix = false) {
         size_t step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
+        int32_t id = -1;
         plain[k] = step == 1 ? s[i] : ' ';
         hash = monet__tok_step(hash, plain[k++]);
         i += step;
-        prefix = false;
-        id = t->sizes[k] & marks ? monet__tok_lookup(t, hash, plain, k, marks) : -1;
-        if (id < 0) continue;
-        found = id;
-        *size = i;
+        if (t->sizes[k] & marks) id = monet__tok_lookup(t, hash, plain, k, marks);
+        if (id >= 0) found = id, *size = i;
     }
     return found;
 }
 
 /* Words between special pieces. After a control piece a text begins anew: with prefix_space 1 it
-   has its own prefix, as tokenizer.json does it and as turns encoded one by one would have. */
+   has its own prefix, as tokenizer.json does it and as turns encoded one by one would have.      */
 static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsigned flags)
 {
     const monet_tokenizer *t = out->t;
-    const bool always = t->prefix_space == 1 && !(flags & MONET_NO_PREFIX);
+    const int32_t mode = flags & MONET_NO_PREFIX ? 0 : t->prefix_space;
     const unsigned marks = MONET__TOK_USER | (flags & MONET_PARSE_SPECIAL ? MONET__TOK_CONTROL : 0);
-    bool prefix = always || (t->prefix_space == 2 && !(flags & MONET_NO_PREFIX) &&
-                             s[0] != ' ' && !monet__tok_is_mark(s, n));
+    bool prefix = mode == 1 || (mode == 2 && s[0] != ' ' && !monet__tok_is_mark(s, n));
     size_t i = 0, from = 0, size = 0;
     int32_t id = prefix ? monet__tok_special(t, s, n, true, MONET__TOK_USER, &size) : -1;
     if (id >= 0) {
@@ -3755,18 +3592,18 @@ static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsi
         prefix = false;
         i = from = size;
     }
-    while (i < n && (t->any_special & marks)) {
+    while (i < n) {
+        bool user;
         id = t->starts[(uint8_t)s[i]] & marks
            ? monet__tok_special(t, s + i, n - i, false, marks, &size) : -1;
         if (id < 0) {
-            i++;
+            ++i;
             continue;
         }
-        if (i > from || monet__tok_piece(t, id).type == MONET_PIECE_USER) {
-            monet__tok_words(out, s + from, i - from, prefix);
-        }
+        user = monet__tok_piece(t, id).type == MONET_PIECE_USER;
+        if (i > from || user) monet__tok_words(out, s + from, i - from, prefix);
         monet__tok_push(out, id);
-        prefix = always && monet__tok_piece(t, id).type == MONET_PIECE_CONTROL;
+        prefix = mode == 1 && !user;
         from = i += size;
     }
     if (from < n) monet__tok_words(out, s + from, n - from, prefix);
@@ -3776,21 +3613,13 @@ MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *t, const ch
     size_t text_size, unsigned flags, int32_t *tokens, size_t capacity, size_t *count)
 {
     const unsigned known = MONET_ADD_BOS | MONET_ADD_EOS | MONET_PARSE_SPECIAL | MONET_NO_PREFIX;
-    monet__tok_out out;
+    monet__tok_out out = {t, tokens, capacity, 0, MONET_OK};
     if (count) *count = 0;
     if (!t || !count || (!text && text_size) || (!tokens && capacity) || (flags & ~known) ||
         text_size > SIZE_MAX / 4) return MONET_ERROR_ARGUMENT;
-    memset(&out, 0, sizeof out);
-    out.t = t;
-    out.tokens = tokens;
-    out.capacity = capacity;
     if ((flags & MONET_ADD_BOS) && t->bos_id >= 0) monet__tok_push(&out, t->bos_id);
-    if (text_size > 0) {
-        out.end = text + text_size;
-        monet__tok_encode(&out, text, text_size, flags);
-    }
+    if (text_size > 0) monet__tok_encode(&out, text, text_size, flags);
     if ((flags & MONET_ADD_EOS) && t->eos_id >= 0) monet__tok_push(&out, t->eos_id);
-    monet__free(&t->host, out.block, out.scratch_size);
     if (out.result != MONET_OK) return out.result;
     *count = out.count;
     return out.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
@@ -3812,45 +3641,38 @@ MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *t, int32_t to
 MONET_API monet_result monet_tokenizer_decode(const monet_tokenizer *t, const int32_t *tokens,
     size_t count, char *text, size_t capacity, size_t *text_size)
 {
-    size_t i, k, n, size = 0;
+    size_t n, size = 0;
     bool strip = t && t->strip_space;
     if (text_size) *text_size = 0;
     if (!t || !text_size || (!tokens && count) || (!text && capacity)) return MONET_ERROR_ARGUMENT;
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; ++i) {
         const char *bytes = monet_tokenizer_bytes(t, tokens[i], &n);
         if (!bytes || n > SIZE_MAX - size) return MONET_ERROR_ARGUMENT;
-        k = strip && n > 0 && bytes[0] == ' ';
-        strip = strip && n == 0; /* before any byte of the text */
-        for (; k < n; k++, size++) {
+        for (size_t k = strip && n > 0 && bytes[0] == ' '; k < n; ++k, ++size)
             if (size < capacity) text[size] = bytes[k];
-        }
+        strip = strip && n == 0; /* before any byte of the text */
     }
     *text_size = size;
     return size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
 }
 
-MONET_API int32_t monet_tokenizer_size(const monet_tokenizer *t)
-{
-    return t ? t->n_pieces : 0;
-}
-MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *t)
-{
-    return t ? t->bos_id : -1;
-}
-MONET_API int32_t monet_tokenizer_eos(const monet_tokenizer *t)
-{
-    return t ? t->eos_id : -1;
-}
+MONET_API int32_t monet_tokenizer_size(const monet_tokenizer *t) { return t ? t->n_pieces : 0; }
+MONET_API int32_t monet_tokenizer_bos(const monet_tokenizer *t) { return t ? t->bos_id : -1; }
+MONET_API int32_t monet_tokenizer_eos(const monet_tokenizer *t) { return t ? t->eos_id : -1; }
 
 MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *bytes, size_t size)
 {
     char plain[MONET__TOK_MAX_PIECE];
-    const monet__tok_name *name;
-    uint64_t hash;
     if (!t || !bytes || size == 0 || size > MONET__TOK_MAX_PIECE) return -1;
-    hash = monet__tok_hash(plain, monet__tok_plain(plain, bytes, size));
-    name = monet__tok_name_at(t, monet__tok_mix(hash), bytes, size);
-    return name ? name->id : -1;
+    return monet__tok_lookup(t, monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)), bytes,
+                             size, 0);
+}
+
+MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
+{
+    for (int32_t k = 0; tokenizer && k < tokenizer->n_eos; ++k)
+        if (monet__tok_eos(tokenizer, k) == token) return true;
+    return false;
 }
 
 /* ---- tokenizer: the section of the file ------------------------------------------------------
@@ -3863,7 +3685,9 @@ MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *byt
 static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uint64_t size,
                                     monet_error *err)
 {
+    monet__arena arena = {NULL, 0, false};
     uint64_t n_pieces, n_merges, n_eos, blob, need;
+    monet_result result;
     if (size < MONET__TOK_HEADER)
         return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: section of %U bytes, its header "
                            "alone needs %d", size, MONET__TOK_HEADER);
@@ -3884,28 +3708,16 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
     t->eos_id = t->n_eos ? monet__tok_eos(t, 0) : -1;
     t->blob = (const char *)t->eos + 4 * n_eos;
     t->blob_size = (size_t)blob;
-    return monet__tok_index_size(t, &t->index_size, err);
+    result = monet__tok_check(t, err);
+    monet__tok_tables(t, &arena);
+    t->index_size = arena.used;
+    return result;
 }
 
 /* The indexes' place in the model's arena. */
 static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
 {
     t->pairs = (monet__tok_pair *)monet__take(arena, t->index_size, 1);
-}
-
-static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, monet_error *err)
-{
-    if (t->n_pieces > vocab_size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer has %d pieces, vocab_size is %d",
-                           t->n_pieces, vocab_size);
-    return monet__tok_index(t, t->pairs, err);
-}
-
-MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
-{
-    for (int32_t k = 0; tokenizer && k < tokenizer->n_eos; ++k)
-        if (monet__tok_eos(tokenizer, k) == token) return true;
-    return false;
 }
 
 MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
@@ -7400,13 +7212,10 @@ static bool monet__likelier(const monet__candidate *a, const monet__candidate *b
 static void monet__candidate_sink(monet__candidate *heap, size_t n, size_t k)
 {
     monet__candidate c = heap[k];
-    for (;;) {
-        size_t child = 2 * k + 1;
-        if (child >= n) break;
+    for (size_t child; (child = 2 * k + 1) < n; k = child) {
         if (child + 1 < n && monet__likelier(&heap[child + 1], &heap[child])) ++child;
         if (!monet__likelier(&heap[child], &c)) break;
         heap[k] = heap[child];
-        k = child;
     }
     heap[k] = c;
 }
@@ -7426,50 +7235,58 @@ static void monet__penalise(const monet_session *s, const monet_sampler *p,
     }
 }
 
-/* Moves what top_k, top_p and min_p leave to list[0..n-1]; returns n. Probabilities are relative
-   to the likeliest. The likeliest are found with a heap: only as many as are needed.             */
-static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
+/* Weight of a candidate: its probability relative to that of the likeliest. */
+static double monet__weight(const monet__candidate *c, const monet_sampler *p, double max)
 {
-    size_t kept = 0, limit = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n;
-    double total = 0, sum = 0, T = (double)p->temperature, top_p = (double)p->top_p;
-    double min_p = (double)p->min_p;
-    bool   by_p = p->top_p > 0 && p->top_p < 1;
-    if (limit == n && !by_p && p->min_p <= 0) return n;
+    return exp(((double)c->logit - max) / (double)p->temperature);
+}
+
+/* Moves the likeliest to the front, in order, as far as `most`, min_p and top_p (0 = off) let them;
+   returns their number. With a heap, because few of many are needed.                             */
+static size_t monet__likeliest(monet__candidate *list, size_t n, size_t most, double min_p,
+                               double top_p, const monet_sampler *p, double max)
+{
+    size_t kept = 0;
+    double total = 0, sum = 0;
     for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list, n, k);
-    for (size_t k = 0; by_p && limit == n && k < n; ++k)
-        total += exp(((double)list[k].logit - max) / T);
-    for (size_t left = n; kept < limit; ++kept) { /* the likeliest goes behind the heap */
+    for (size_t k = 0; top_p > 0 && k < n; ++k) total += monet__weight(&list[k], p, max);
+    for (; kept < most; ++kept) { /* the likeliest goes behind the heap */
         monet__candidate best = list[0];
-        double           q = exp(((double)best.logit - max) / T);
-        if (limit == n && kept && (q < min_p || (by_p && sum >= top_p * total))) break;
+        double           q = monet__weight(&best, p, max);
+        if (kept && (q < min_p || (top_p > 0 && sum >= top_p * total))) break;
         sum += q;
-        list[0] = list[--left];
-        list[left] = best;
-        if (left) monet__candidate_sink(list, left, 0);
+        list[0] = list[n - 1 - kept];
+        list[n - 1 - kept] = best;
+        if (kept < n - 1) monet__candidate_sink(list, n - 1 - kept, 0);
     }
-    for (size_t k = 0; k < n / 2; ++k) { /* likeliest first */
+    for (size_t k = 0; k < n / 2; ++k) {
         monet__candidate c = list[k];
         list[k] = list[n - 1 - k];
         list[n - 1 - k] = c;
     }
-    total = sum, sum = 0;
-    for (size_t k = 0; limit < n && k < kept; ++k) { /* top_p and min_p of what top_k left */
-        double q = exp(((double)list[k].logit - max) / T);
-        if (k && (q < min_p || (by_p && sum >= top_p * total))) return k;
-        sum += q;
-    }
     return kept;
+}
+
+/* What top_k leaves, and of this what top_p and min_p leave. */
+static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
+{
+    double top_p = p->top_p < 1 ? (double)p->top_p : 0;
+    if (p->top_k && (size_t)p->top_k < n)
+        n = monet__likeliest(list, n, (size_t)p->top_k, 0, 0, p, max);
+    if (top_p > 0 || p->min_p > 0)
+        n = monet__likeliest(list, n, n, (double)p->min_p, top_p, p, max);
+    return n;
 }
 
 static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_sampler *p,
                            double max)
 {
-    double  total = 0, sum = 0, T = (double)p->temperature;
+    double  total = 0, sum = 0;
     double  u = (double)(monet__random(p->seed, MONET__RANDOM_SAMPLE, p->draws, 0) >> 11) *
                (1.0 / 9007199254740992.0); /* 2^-53 */
-    for (size_t k = 0; k < n; ++k) total += exp(((double)list[k].logit - max) / T);
+    for (size_t k = 0; k < n; ++k) total += monet__weight(&list[k], p, max);
     for (size_t k = 0; k + 1 < n; ++k) {
-        sum += exp(((double)list[k].logit - max) / T);
+        sum += monet__weight(&list[k], p, max);
         if (sum > u * total) return list[k].token;
     }
     return list[n - 1].token;
@@ -7545,30 +7362,16 @@ static void monet__stream_out(monet__stream *s, const char *bytes, size_t n)
     s->n_out += n;
 }
 
-/* Bytes that a character beginning like this needs; 0 if nothing valid begins like this. */
-static size_t monet__utf8_need(const char *bytes, size_t n)
-{
-    unsigned lead = (uint8_t)bytes[0], second = n > 1 ? (uint8_t)bytes[1] : 0;
-    size_t   need = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3
-                                                                    : lead < 0xf5 ? 4 : 0;
-    for (size_t k = 1; k < n; ++k)
-        if (((uint8_t)bytes[k] & 0xc0) != 0x80) return 0;
-    if (n > 1 && ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-                  (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)))
-        return 0;
-    return need;
-}
-
 static void monet__stream_char(monet__stream *s, char byte)
 {
     size_t need;
     s->pending[s->n_pending++] = byte;
-    need = monet__utf8_need(s->pending, s->n_pending);
+    need = monet__utf8_size(s->pending, s->n_pending);
     if (need == 0 && s->n_pending > 1) { /* what was pending is lost, the byte begins anew */
         monet__stream_out(s, "\xef\xbf\xbd", 3);
         s->pending[0] = byte;
         s->n_pending = 1;
-        need = monet__utf8_need(s->pending, 1);
+        need = monet__utf8_size(s->pending, 1);
     }
     if (need == 0) monet__stream_out(s, "\xef\xbf\xbd", 3);
     else if (need == s->n_pending) monet__stream_out(s, s->pending, need);
