@@ -1225,7 +1225,7 @@ static bool write_model(const settings *set, tool_error *err)
                         err);
 }
 
-/* The first Ctrl-C ends the round, the second one the program. */
+/* The first Ctrl-C ends the measurement after the run at hand, the second one at once. */
 static void on_interrupt(int number)
 {
     interrupted = 1;

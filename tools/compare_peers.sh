@@ -191,7 +191,12 @@ if [ -r /proc/meminfo ]; then
     [ "$size" = small ] || [ "$free" -ge 14 ] ||
         note "$free GB of memory are free; PyTorch needs about 7 for 1.4B in fp32, bench 7 more"
 fi
-[ ! -r /proc/loadavg ] || echo "load: $(cut -d ' ' -f 1-3 /proc/loadavg)"
+if [ -r /proc/loadavg ]; then
+    echo "load: $(cut -d ' ' -f 1-3 /proc/loadavg)"
+    awk '{ exit !($1 > 0.5) }' /proc/loadavg &&
+        note "the machine is busy: no figure is worth much, and PyTorch, whose threads wait for" \
+            "each other all the time, suffers most"
+fi
 
 round=1
 start=''
