@@ -142,11 +142,10 @@ static void read_back(FILE *f, char *text, size_t room)
     fclose(f);
 }
 
-/* Runs convert with these words (the last one is NULL); returns its exit status. */
-static int convert(const char *a, const char *b, const char *c, const char *d)
+/* Runs convert with these words, of which the first is the program's name and the last is NULL;
+   returns its exit status. */
+static int run_words(char **argv)
 {
-    char *argv[6] = {(char *)(uintptr_t)"convert", (char *)(uintptr_t)a, (char *)(uintptr_t)b,
-                     (char *)(uintptr_t)c, (char *)(uintptr_t)d, NULL};
     FILE *out = tmpfile(), *err = tmpfile();
     int old_out, old_err, status, argc = 1;
 
@@ -167,6 +166,22 @@ static int convert(const char *a, const char *b, const char *c, const char *d)
     read_back(out, shown, sizeof shown);
     read_back(err, said, sizeof said);
     return status;
+}
+
+/* With up to six words; NULL after the last. */
+static int convert_more(const char *a, const char *b, const char *c, const char *d, const char *e,
+                        const char *f)
+{
+    char *argv[8] = {(char *)(uintptr_t)"convert", (char *)(uintptr_t)a, (char *)(uintptr_t)b,
+                     (char *)(uintptr_t)c, (char *)(uintptr_t)d, (char *)(uintptr_t)e,
+                     (char *)(uintptr_t)f, NULL};
+
+    return run_words(argv);
+}
+
+static int convert(const char *a, const char *b, const char *c, const char *d)
+{
+    return convert_more(a, b, c, d, NULL, NULL);
 }
 
 /* Converting the checkpoint fails with this in its message, and leaves nothing. */
@@ -576,6 +591,228 @@ static void test_tokenizer_choice(void)
     refused("tokenizer.model: has 2048 pieces, but \"vocab_size\" in config.json is 400");
 }
 
+/* ---- q8 and q4 ------------------------------------------------------------------------------- */
+
+/* Error of one group of 32 columns, in parts of its largest number: the sum of squares; the worst
+   of all groups in *worst. */
+static double group_error(const float *row, const monet_arch *arch, const monet_tensor *t,
+                          int64_t r, int64_t first, double *worst)
+{
+    int64_t end = first + 32 < t->shape[1] ? first + 32 : t->shape[1], c;
+    double most = 0, sum = 0, error;
+
+    for (c = first; c < end; c++) most = fmax(most, fabs((double)expected_at(arch, t, r, c)));
+    for (c = first; most > 0 && c < end; c++) {
+        error = fabs((double)row[c] - (double)expected_at(arch, t, r, c)) / most;
+        *worst = fmax(*worst, error);
+        sum += error * error;
+    }
+    return sum;
+}
+
+/* Half a step of 127 or, on average, of 7, and what the rounding of a scale to bf16 adds. */
+static bool close_enough(const monet_arch *arch, const monet_tensor *t)
+{
+    float *row = calloc((size_t)t->shape[1], sizeof *row);
+    double worst = 0, sum = 0, mean;
+    int64_t r, c;
+
+    for (r = 0; row != NULL && r < t->shape[0]; r++) {
+        if (monet_tensor_read(t, r, 1, row) != MONET_OK) worst = 1;
+        for (c = 0; c < t->shape[1]; c += 32) sum += group_error(row, arch, t, r, c, &worst);
+    }
+    free(row);
+    mean = sqrt(sum / (double)(t->shape[0] * t->shape[1]));
+    return t->dtype == MONET_Q8 ? worst < 0.501 / 126 : worst < 0.25 && mean < 0.05 && mean > 0.01;
+}
+
+/* What --dtype q8 or q4 makes of a tensor of bf16. */
+static monet_dtype quantised_as(const monet_tensor *t, monet_dtype dtype, monet_dtype router)
+{
+    if (t->n_dims == 1) return MONET_F32;
+    if (strstr(t->name, ".router.") != NULL) return router;
+    if (strstr(t->name, ".moe.b") != NULL) return MONET_BF16;
+    return strcmp(t->name, "embed_tokens.weight") == 0 ? MONET_Q8 : dtype;
+}
+
+static void check_quantised(const char *path, const model *m, monet_dtype dtype,
+                            monet_dtype router)
+{
+    monet_arch arch = arch_of(m);
+    monet_model *loaded = NULL;
+    monet_error err = {{0}, MONET_OK};
+    size_t i;
+
+    if (!CHECK_EQ(monet_model_load(path, NULL, &loaded, &err), MONET_OK)) {
+        printf("    %s\n", err.message);
+        return;
+    }
+    for (i = 0; i < monet_model_tensor_count(loaded); i++) {
+        const monet_tensor *t = monet_model_tensor(loaded, i);
+        bool ok = CHECK_EQ(t->dtype, quantised_as(t, dtype, router)) != 0;
+        ok = CHECK_EQ(t->source_dtype, MONET_BF16) && ok;
+        if (is_quantised(t->dtype)) ok = CHECK(close_enough(&arch, t)) && ok;
+        else ok = CHECK_EQ(wrong_numbers(&arch, t), 0) && ok;
+        if (!ok) printf("    in %s\n", t->name);
+    }
+    CHECK_EQ(monet_model_verify(loaded, NULL), MONET_OK);
+    CHECK_STR(metadata_of(loaded, "quantised.experts"), monet_dtype_name(dtype));
+    CHECK_STR(metadata_of(loaded, "quantised.router"), monet_dtype_name(router));
+    CHECK_STR(metadata_of(loaded, "quantised.embed_tokens"), "q8");
+    CHECK_STR(metadata_of(loaded, "quantised.lm_head"),
+              m->tied ? "(none)" : monet_dtype_name(dtype));
+    monet_model_free(loaded);
+}
+
+static bool same_bytes(const char *a, const char *b)
+{
+    char *x = NULL, *y = NULL;
+    size_t n = 0, k = 0;
+    bool same = tool_read_file(a, 1 << 24, &x, &n, NULL) &&
+                tool_read_file(b, 1 << 24, &y, &k, NULL) && n == k && memcmp(x, y, n) == 0;
+
+    free(x);
+    free(y);
+    return same;
+}
+
+/* How many numbers of two files of the same model differ. */
+static long different_numbers(const char *a, const char *b)
+{
+    monet_model *one = NULL, *two = NULL;
+    static float x[4096], y[4096];
+    long n = 0;
+    size_t i;
+
+    if (monet_model_load(a, NULL, &one, NULL) != MONET_OK ||
+        monet_model_load(b, NULL, &two, NULL) != MONET_OK)
+        n = -1;
+    for (i = 0; n >= 0 && i < monet_model_tensor_count(one); i++) {
+        const monet_tensor *t = monet_model_tensor(one, i), *u = monet_model_tensor(two, i);
+        int64_t rows = t->n_dims == 1 ? 1 : t->shape[0], r, c;
+        int64_t columns = t->n_dims == 1 ? t->shape[0] : t->shape[1];
+        for (r = 0; r < rows; r++) {
+            n += monet_tensor_read(t, r, 1, x) != MONET_OK;
+            n += monet_tensor_read(u, r, 1, y) != MONET_OK;
+            for (c = 0; c < columns; c++) n += x[c] < y[c] || x[c] > y[c];
+        }
+    }
+    monet_model_free(one);
+    monet_model_free(two);
+    return n;
+}
+
+/* From a folder and from a .monet file the same file, of both kinds of layers. */
+static void test_quantised(void)
+{
+    static const char *const names[] = {"q8", "q4"};
+    static const monet_dtype dtypes[] = {MONET_Q8, MONET_Q4};
+    model m = plain;
+    char other[128], third[128];
+    int i;
+
+    snprintf(other, sizeof other, "%s/other.monet", root);
+    snprintf(third, sizeof third, "%s/third.monet", root);
+    m.dtype = ST_BF16;
+    m.counters = true;
+    for (i = 0; i < 4; i++) {
+        m.horizontal = i / 2;
+        m.tied = m.gqa = i % 2;
+        make(&m, NULL);
+        CHECK_EQ(convert(in_path, other, NULL, NULL), 0);
+        CHECK(converted("--dtype", names[i % 2]));
+        CHECK_HAS(shown, "router bf16; experts q");
+        check_quantised(out_path, &m, dtypes[i % 2], MONET_BF16);
+        CHECK_EQ(convert(other, third, "--dtype", names[i % 2]), 0);
+        CHECK(same_bytes(out_path, third));
+        CHECK_EQ(convert_more(third, other, "--router", "q8", NULL, NULL), 0);
+        if (dtypes[i % 2] == MONET_Q4) check_quantised(other, &m, MONET_Q4, MONET_Q8);
+        CHECK_EQ(convert_more(in_path, other, "--router", "q8", "--dtype", names[i % 2]), 0);
+        check_quantised(other, &m, dtypes[i % 2], MONET_Q8);
+    }
+    unlink(other);
+    unlink(third);
+}
+
+/* Widened and written again: q4 keeps its numbers, and the file says what they went through. */
+static void test_widened(void)
+{
+    model m = plain;
+    char wide[128], again[128];
+    monet_model *loaded = NULL;
+
+    snprintf(wide, sizeof wide, "%s/wide.monet", root);
+    snprintf(again, sizeof again, "%s/again.monet", root);
+    m.dtype = ST_BF16;
+    make(&m, NULL);
+    CHECK_EQ(convert_more(in_path, out_path, "--dtype", "q4", "--set", "embed_tokens.weight=q4"),
+             0);
+    CHECK_EQ(convert(out_path, wide, "--dtype", "f32"), 0);
+    CHECK_EQ(different_numbers(out_path, wide), 0);
+    if (CHECK_EQ(monet_model_load(wide, NULL, &loaded, NULL), MONET_OK)) {
+        CHECK_STR(metadata_of(loaded, "quantised.experts"), "q4");
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.0.moe.v1.weight")->dtype, MONET_F32);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.0.moe.v1.weight")->source_dtype,
+                 MONET_BF16);
+    }
+    monet_model_free(loaded);
+    CHECK_EQ(convert(out_path, again, NULL, NULL), 0);
+    CHECK_EQ(different_numbers(out_path, again), 0);
+    CHECK_EQ(convert_more(wide, again, "--dtype", "q4", "--set", "embed_tokens.weight=q4"), 0);
+    CHECK_EQ(different_numbers(out_path, again), 0);
+    unlink(wide);
+    unlink(again);
+}
+
+static void test_rules(void)
+{
+    monet_model *loaded = NULL;
+
+    make(&plain, NULL);
+    CHECK_EQ(convert_more(in_path, out_path, "--set", "*=q8", "--set", "layers.1.*.u?.weight=f16"),
+             1);
+    CHECK_HAS(said, "no matrix of this model has a name like \"layers.1.*.u?.weight\"");
+    CHECK_EQ(convert_more(in_path, out_path, "--set", "*=q8", "--set", "layers.1.*.u*=f16"), 0);
+    if (CHECK_EQ(monet_model_load(out_path, NULL, &loaded, NULL), MONET_OK)) {
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.1.moe.u2.weight")->dtype, MONET_F16);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.1.moe.u2.bias")->dtype, MONET_F32);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.1.moe.v2.weight")->dtype, MONET_Q8);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.2.moe.u2.weight")->dtype, MONET_Q8);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.0.router.w2.weight")->dtype, MONET_Q8);
+        CHECK_EQ(monet_model_find_tensor(loaded, "layers.0.moe.b1")->dtype, MONET_BF16);
+    }
+    monet_model_free(loaded);
+    CHECK(name_matches("*a*b", 4, "xaab") && name_matches("a*", 2, "a") &&
+          name_matches("**", 2, "") && name_matches("abc", 3, "abc"));
+    CHECK(!name_matches("*a*b", 4, "xbba") && !name_matches("a", 1, "ab") &&
+          !name_matches("abc", 2, "abc") && !name_matches("", 0, "a"));
+}
+
+/* NaN and infinity have no code: refused by name. Where a tensor stays wide, they are as before. */
+static void test_no_numbers(void)
+{
+    static const float values[] = {NAN, INFINITY, -INFINITY};
+    edit e = {REVALUE, "model.layers.0.moe.u1.weight", ST_F32, 0, {0, 0}, 7, 0};
+    int i;
+
+    for (i = 0; i < 6; i++) {
+        e.value = values[i % 3];
+        make(&plain, &e);
+        CHECK_EQ(convert(in_path, out_path, "--dtype", i < 3 ? "q8" : "q4"), 1);
+        CHECK_HAS(said, "tensor layers.0.moe.u1.weight: ");
+        CHECK_EQ(count_files(out_folder), 0);
+    }
+    e.name = "model.layers.0.router.w1.weight";
+    make(&plain, &e);
+    CHECK(converted("--dtype", "q8"));
+    CHECK_HAS(said, "\"layers.0.router.w1.weight\": 1 values are NaN or infinite");
+    e.name = "lm_head.weight";
+    e.value = 1e30f;
+    make(&plain, &e);
+    CHECK(converted("--dtype", "q4"));
+    CHECK(strstr(said, "warning") == NULL);
+}
+
 /* ---- bad config.json ------------------------------------------------------------------------- */
 
 typedef struct bad_key {
@@ -911,7 +1148,7 @@ static void test_memory(void)
     make(&plain, NULL);
     for (at = 0; status == 1 && at < 2000; at += at < 40 ? 1 : 5) {
         calloc_left = at;
-        status = convert(in_path, out_path, NULL, NULL);
+        status = convert(in_path, out_path, "--dtype", "q8");
         calloc_left = -1;
         if (status == 1) CHECK_HAS(said, "out of memory");
         CHECK_EQ(count_files(out_folder), status == 0);
@@ -1056,6 +1293,14 @@ static void test_usage(void)
     CHECK_EQ(convert("--dtype", NULL, NULL, NULL), 2);
     CHECK_EQ(convert("a", "b", "--dtype", "f64"), 2);
     CHECK_HAS(said, "--dtype needs f32, f16, bf16, q8 or q4, not: f64");
+    CHECK_EQ(convert("a", "b", "--router", NULL), 2);
+    CHECK_HAS(said, "--router needs f32, f16, bf16, q8 or q4");
+    CHECK_EQ(convert("a", "b", "--set", "lm_head.weight"), 2);
+    CHECK_HAS(said, "--set needs NAMES=DTYPE: lm_head.weight");
+    CHECK_EQ(convert("a", "b", "--set", "a=b=q5"), 2);
+    CHECK_HAS(said, "--set needs f32, f16, bf16, q8 or q4, not: q5");
+    CHECK_EQ(convert("--info", "a", "--router", "q8"), 2);
+    CHECK_HAS(said, "a dtype does not go with: --info");
     CHECK_EQ(convert("--frobnicate", "a", "b", NULL), 2);
     CHECK_HAS(said, "--frobnicate");
     CHECK_EQ(convert("--info", "--verify", "a", NULL), 2);
@@ -1111,6 +1356,10 @@ int main(void)
     test_odd_numbers();
     test_tied_head();
     test_tokenizer_choice();
+    test_quantised();
+    test_widened();
+    test_rules();
+    test_no_numbers();
     test_unsupported();
     test_ranges();
     test_missing_keys();

@@ -24,6 +24,7 @@
 
 #define BATCH 64                           /* tokens a call: their logits are kept */
 #define MAX_FILES 4096
+#define MAX_ROUTERS 4096                   /* a model has no more layers */
 #define MAX_TEXT (UINT64_C(1) << 32)       /* bytes of one text file */
 
 typedef struct way { /* in which a model is run */
@@ -61,7 +62,7 @@ typedef struct evaluation {
     monet_session         *session, *other; /* other NULL = nothing to compare with */
     monet_model           *other_model;     /* NULL = the same */
     double                 sum_difference, max_difference; /* of logits */
-    routing_agreement     *routers;   /* (n_routers) */
+    routing_agreement      routers[MAX_ROUTERS];
     int32_t                n_routers; /* 0 = the two models' cannot be compared */
     score                  now;       /* of the file at hand */
     tool_progress          progress;
@@ -586,8 +587,7 @@ static bool check_alike(evaluation *e, const monet_model *other, tool_error *err
     if (a->n_layers == b->n_layers && a->moe_groups == b->moe_groups &&
         a->moe_experts == b->moe_experts && a->moe_heads == b->moe_heads)
         e->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
-    e->routers = tool_alloc((uint64_t)e->n_routers, sizeof *e->routers, err);
-    return e->routers != NULL;
+    return true;
 }
 
 static bool open_other(evaluation *e, const monet_model *model, tool_error *err)
@@ -615,7 +615,6 @@ static bool run_files(evaluation *e, const char **files, size_t n_files, tool_er
     monet_session_free(e->other);
     monet_model_free(e->other_model);
     monet_model_free(model);
-    free(e->routers);
     return ok;
 }
 

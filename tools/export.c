@@ -21,6 +21,9 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 
+#include "run.h"
+#include "tokenizer_data.h"
+
 #ifndef EXPORT_BLOCK                      /* the test makes both small */
 #define EXPORT_BLOCK (UINT64_C(32) << 20) /* bytes of floats held at a time */
 #define EXPORT_MAP   (UINT64_C(64) << 20) /* of the .monet file, read before it is mapped anew */
@@ -52,7 +55,7 @@ typedef struct exporter {
     monet_arch    arch;
     tool_name    *notes;      /* the metadata, sorted by key; value = number */
     size_t        n_notes;
-    monet_tokenizer_data tokenizer; /* pieces NULL = none */
+    tokenizer_copy tokenizer; /* pieces NULL = none */
     item         *items;      /* none: a tokenizer alone */
     size_t        n_items, capacity;
     int           n_shards;
@@ -107,15 +110,6 @@ static void complain(exporter *e, const char *format, ...)
     if (e->n_warnings <= MAX_WARNINGS) vfprintf(stderr, format, args);
     va_end(args);
     fprintf(stderr, e->n_warnings > MAX_WARNINGS ? "there are more of these\n" : "\n");
-}
-
-static bool open_model(exporter *e, tool_error *err)
-{
-    monet_error problem = {{0}, MONET_OK};
-
-    if (monet_model_load(e->path, NULL, &e->model, &problem) == MONET_OK) return true;
-    tool_fail(err, "%s", problem.message);
-    return strncmp(problem.message, e->path, strlen(e->path)) != 0 && tool_prefix(err, e->path);
 }
 
 /* ---- metadata -------------------------------------------------------------------------------- */
@@ -364,6 +358,17 @@ static bool plan_shards(exporter *e, tool_error *err)
     return true;
 }
 
+static void warn_quantised(exporter *e)
+{
+    size_t i, n = 0;
+
+    for (i = 0; i < e->n_items; i++)
+        n += e->items[i].from.dtype == MONET_Q8 || e->items[i].from.dtype == MONET_Q4;
+    if (n > 0)
+        complain(e, "%lu of %lu tensors are q8 or q4: they are widened, but have lost what their "
+                 "rounding took away", (unsigned long)n, (unsigned long)e->n_items);
+}
+
 static bool plan(exporter *e, tool_error *err)
 {
     size_t i, n = monet_model_tensor_count(e->model);
@@ -376,6 +381,7 @@ static bool plan(exporter *e, tool_error *err)
     if (e->arch.tie_embeddings && note_is(e, "checkpoint.lm_head", "stored") &&
         !add_item(e, 0, &head, it, err)) /* the embedding once more */
         return false;
+    warn_quantised(e);
     return plan_shards(e, err);
 }
 
@@ -392,14 +398,13 @@ static bool read_rows(exporter *e, const item *it, int64_t first, int64_t count,
         monet_model_free(e->model);
         e->model = NULL;
         e->mapped = 0;
-        if (!open_model(e, err)) return false;
+        if (!run_load_any(e->path, &e->model, err)) return false;
     }
     t = monet_model_tensor(e->model, it->index);
     if (t == NULL || strcmp(t->name, old->name) != 0 || t->dtype != old->dtype ||
         t->shape[0] != old->shape[0] || t->shape[1] != old->shape[1] || t->hash != old->hash)
         return tool_fail(err, "%s: has become another file while it was read", e->path);
-    e->mapped += (uint64_t)(count * (t->n_dims == 1 ? t->shape[0] : t->shape[1])) *
-                 monet_dtype_size(t->dtype);
+    e->mapped += t->n_dims == 1 ? t->size : t->size / (uint64_t)t->shape[0] * (uint64_t)count;
     return monet_tensor_read(t, first, count, out) == MONET_OK || tool_fail(err, "cannot be read");
 }
 
@@ -639,7 +644,7 @@ static void put_float(tool_buffer *out, const char *key, float x)
 /* Ids of the tokenizer that no metadata says. */
 static void put_ids(const exporter *e, tool_buffer *out)
 {
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     int32_t i;
 
     if (t->bos_id >= 0 && t->pieces != NULL && note(e, "config.bos_token_id") == NULL)
@@ -730,30 +735,10 @@ static bool write_configs(exporter *e, tool_error *err)
 
 #define U_2581 "\xE2\x96\x81" /* in place of a space */
 
-static bool describe(exporter *e, tool_error *err)
-{
-    const monet_tokenizer *tokenizer = monet_model_tokenizer(e->model);
-    monet_tokenizer_data *t = &e->tokenizer;
-    monet_piece *pieces;
-    monet_merge *merges;
-    int32_t *eos;
-
-    if (tokenizer == NULL) return true;
-    monet_tokenizer_describe(tokenizer, NULL, NULL, NULL, t);
-    pieces = tool_alloc((uint64_t)t->n_pieces, sizeof *pieces, err);
-    merges = tool_alloc((uint64_t)t->n_merges, sizeof *merges, err);
-    eos = tool_alloc((uint64_t)t->n_eos, sizeof *eos, err);
-    monet_tokenizer_describe(tokenizer, pieces, merges, eos, t);
-    return pieces != NULL && merges != NULL && eos != NULL;
-}
-
 static void forget_texts(exporter *e) /* they lead into the model */
 {
-    free((void *)(uintptr_t)e->tokenizer.pieces);
-    free((void *)(uintptr_t)e->tokenizer.merges);
-    free((void *)(uintptr_t)e->tokenizer.eos_ids);
+    tokenizer_copy_free(&e->tokenizer);
     free(e->notes);
-    memset(&e->tokenizer, 0, sizeof e->tokenizer);
     e->notes = NULL;
     e->n_notes = 0;
 }
@@ -841,7 +826,7 @@ static void put_special(tool_buffer *out, const monet_tokenizer_data *t, uint32_
 /* A protobuf message; the fields are those of sentencepiece_model.proto. */
 static bool write_model(exporter *e, tool_error *err)
 {
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     tool_buffer out = {NULL, 0, 0, false}, part = {NULL, 0, 0, false};
     unsigned char score[4];
     int32_t i;
@@ -936,7 +921,7 @@ static void put_merges(tool_buffer *out, const monet_tokenizer_data *t)
 
 static bool adds_bos(const exporter *e)
 {
-    return e->tokenizer.bos_id >= 0 && !note_is(e, "tokenizer.add_bos", "false");
+    return e->tokenizer.data.bos_id >= 0 && !note_is(e, "tokenizer.add_bos", "false");
 }
 
 /* What happens before and after the merges. */
@@ -958,7 +943,7 @@ static void put_steps(const exporter *e, tool_buffer *out)
         "'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}, {'SpecialToken': {'id': $, "
         "'type_id': 1}}, {'Sequence': {'id': 'B', 'type_id': 1}}],\n    'special_tokens': {$: "
         "{'id': $, 'ids': [#], 'tokens': [$]}}}";
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     const bool spaceless = is_spaceless(t);
 
     put_json(out, t, ",\n  'normalizer': ");
@@ -976,7 +961,7 @@ static void put_steps(const exporter *e, tool_buffer *out)
 
 static bool write_json(exporter *e, tool_error *err)
 {
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     tool_buffer out = {NULL, 0, 0, false};
     int32_t i;
 
@@ -1006,7 +991,7 @@ static bool write_json(exporter *e, tool_error *err)
 static bool write_beside(exporter *e, bool json, tool_error *err)
 {
     static const char *const keys[] = {"bos_token", "eos_token", "unk_token"};
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     const int32_t ids[] = {t->bos_id, t->n_eos > 0 ? t->eos_ids[0] : -1, t->unk_id};
     const char *chat = note(e, "chat_template");
     tool_buffer out = {NULL, 0, 0, false}, map = {NULL, 0, 0, false}, piece = {NULL, 0, 0, false};
@@ -1048,7 +1033,7 @@ static bool write_beside(exporter *e, bool json, tool_error *err)
 /* A spaceless one gets both: tokenizer.model is what convert reads. */
 static bool write_tokenizer(exporter *e, tool_error *err)
 {
-    const monet_tokenizer_data *t = &e->tokenizer;
+    const monet_tokenizer_data *t = &e->tokenizer.data;
     const bool model = fits_model(t);
     const bool json = !model || (is_spaceless(t) && check_fits_json(t, NULL));
 
@@ -1063,7 +1048,8 @@ static const char export_help[] =
     "export MODEL.monet FOLDER [options]\n"
     "    writes a model folder of Hugging Face: config.json, generation_config.json,\n"
     "    model.safetensors, tokenizer.model or tokenizer.json and what goes with it.\n"
-    "    Every tensor gets the precision that it had before it was converted.\n"
+    "    Every tensor gets the precision that it had before it was converted; what q8 and q4\n"
+    "    took away does not come back.\n"
     "\n"
     "    --dtype f32|f16|bf16  this precision for all tensors\n"
     "    --shard-size SIZE     files of at most so many bytes: 5GB (default), 500MB, 1000000\n"
@@ -1077,7 +1063,11 @@ static const char export_help[] =
 
 static bool write_folder(exporter *e, tool_error *err)
 {
-    if (!open_model(e, err) || !index_notes(e, err) || !describe(e, err)) return false;
+    const monet_tokenizer *tokenizer;
+
+    if (!run_load_any(e->path, &e->model, err) || !index_notes(e, err)) return false;
+    tokenizer = monet_model_tokenizer(e->model);
+    if (tokenizer != NULL && !tokenizer_copy_model(&e->tokenizer, tokenizer, err)) return false;
     if (monet_model_arch(e->model) != NULL) {
         e->arch = *monet_model_arch(e->model);
         if (!plan(e, err)) return false;
