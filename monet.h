@@ -1550,12 +1550,15 @@ static monet_real monet__sum(const monet_real *x, size_t n)
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
 {
-    for (; n; n -= n < MONET__GROUP ? n : MONET__GROUP, x += MONET__GROUP, out += MONET__GROUP) {
-        monet_real group[MONET__GROUP] = {0};
-        memcpy(group, x, (n < MONET__GROUP ? n : MONET__GROUP) * sizeof *x);
-        for (int l = 0; l < MONET__LANES; ++l)
-            out[l] = group[2 * l], out[l + MONET__LANES] = group[2 * l + 1];
-    }
+    size_t whole = n / MONET__GROUP * MONET__GROUP;
+    for (size_t k = 0; k < whole; k += MONET__GROUP)
+        for (size_t l = 0; l < MONET__LANES; ++l) {
+            out[k + l] = x[k + 2 * l];
+            out[k + MONET__LANES + l] = x[k + 2 * l + 1];
+        }
+    if (whole == n) return;
+    memset(out + whole, 0, MONET__GROUP * sizeof *out);
+    for (size_t k = whole; k < n; ++k) out[monet__split(k)] = x[k];
 }
 
 /* ---- kernels: chosen at run time ------------------------------------------------------ >>simd
@@ -4307,72 +4310,77 @@ typedef struct monet__linear_back {
     bool                  fresh;  /* dx = W^T dout */
 } monet__linear_back;
 
-/* Rows first..first+*rows-1, all of one panel: where they begin in w and in dw. */
-static size_t monet__linear_rows(const monet__linear_back *job, int64_t first, int *rows)
+/* Tokens that a block of rows is multiplied with. */
+typedef struct monet__chosen {
+    int               n;
+    const monet_real *dout[MONET__TOKENS], *x[MONET__TOKENS];
+    monet_real       *dx[MONET__TOKENS];
+} monet__chosen;
+
+/* Is one of n numbers not 0? */
+static bool monet__some(const monet_real *x, int n)
 {
-    int64_t left = job->w->shape[0] - first;
-    *rows = job->sparse ? 4 : MONET__ROWS;
-    if (left < *rows) *rows = (int)left;
-    return (size_t)(first / MONET__ROWS) * monet__panel_size(job->w) +
-           (size_t)(first % MONET__ROWS) * MONET__GROUP;
+    for (int k = 0; k < n; ++k)
+        if (x[k] != 0) return true;
+    return false;
 }
 
-/* Up to 32 tokens of *t..end-1 that have something in these rows, and their dout; moves *t on. */
-static int monet__linear_tokens(const monet__linear_back *job, int64_t first, int rows, int *t,
-                                int end, size_t *token, const monet_real **dout)
-{
-    int n = 0;
-    for (; *t < end && n < MONET__TOKENS; ++*t) {
-        const monet_real *d = job->dout + (size_t)*t * job->stride + first;
-        for (int r = 0; r < rows; ++r)
-            if (d[r] != 0) {
-                token[n] = (size_t)*t;
-                dout[n++] = d;
-                break;
-            }
-    }
-    return n;
-}
-
-static void monet__linear_dw(void *context, int item, int task)
+static void monet__linear_dw(void *context, int panel, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *x[MONET__TOKENS], *dout[MONET__TOKENS];
-    size_t                    token[MONET__TOKENS], groups, at;
-    int64_t                   first = (int64_t)item * (job->sparse ? 4 : MONET__ROWS);
-    int                       rows;
+    monet__chosen             chosen[4]; /* one a block */
+    size_t                    size = monet__panel_size(job->w);
+    monet_real               *dw = job->dw + (size_t)panel * size;
+    int rows = (int)(job->w->shape[0] - (int64_t)panel * MONET__ROWS);
+    int step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS;
     (void)task;
-    at = monet__linear_rows(job, first, &rows);
-    groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
-    for (int t = 0; t < job->n_tokens;) {
-        int n = monet__linear_tokens(job, first, rows, &t, job->n_tokens, token, dout);
-        for (int k = 0; k < n; ++k) x[k] = job->x + token[k] * job->x_stride;
-        job->kernels->outer_panel(job->dw + at, MONET__ROWS, rows, groups, dout, x, n);
-    }
+    if (rows > MONET__ROWS) rows = MONET__ROWS;
+    for (int k = 0; k < 4; ++k) chosen[k].n = 0;
+    for (int t = 0; t <= job->n_tokens; ++t) /* once more at the end: what is left */
+        for (int r = 0; r < rows; r += step) {
+            monet__chosen *c = &chosen[r / step];
+            int            n = rows - r < step ? rows - r : step;
+            if (t < job->n_tokens) {
+                c->dout[c->n] = job->dout + (size_t)t * job->stride +
+                                (size_t)(panel * MONET__ROWS + r);
+                c->x[c->n] = job->x + (size_t)t * job->x_stride;
+                c->n += monet__some(c->dout[c->n], n);
+                if (c->n < MONET__TOKENS) continue;
+            }
+            job->kernels->outer_panel(dw + r * MONET__GROUP, MONET__ROWS, n,
+                                      size / (MONET__ROWS * MONET__GROUP), c->dout, c->x, c->n);
+            c->n = 0;
+        }
 }
 
 static void monet__linear_dx(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *w = (const monet_real *)job->w->data, *dout[MONET__TOKENS];
-    monet_real               *dx[MONET__TOKENS];
-    size_t token[MONET__TOKENS], groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    const monet_real         *w = (const monet_real *)job->w->data;
+    size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
     size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
     size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
-    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS, rows;
+    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS;
+    int    step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS, rows = (int)job->w->shape[0];
     int    end = job->n_tokens - begin < MONET__TOKENS ? job->n_tokens : begin + MONET__TOKENS;
     (void)task;
     if (groups - from < width) width = groups - from;
     for (int t = begin; job->fresh && t < end; ++t)
         memset(job->dx + (size_t)t * job->x_stride + from * MONET__GROUP, 0,
-               width * MONET__GROUP * sizeof **dx);
-    for (int64_t first = 0; first < job->w->shape[0]; first += rows) {
-        size_t at = monet__linear_rows(job, first, &rows);
-        int    t = begin, n = monet__linear_tokens(job, first, rows, &t, end, token, dout);
-        for (int k = 0; k < n; ++k)
-            dx[k] = job->dx + token[k] * job->x_stride + from * MONET__GROUP;
-        job->kernels->sum_panel(dx, w + at + from * MONET__ROWS * MONET__GROUP, MONET_F32,
-                                MONET__ROWS, rows, width, dout, n);
+               width * MONET__GROUP * sizeof *w);
+    for (int r = 0; r < rows; r += step) {
+        monet__chosen c;
+        int           n = rows - r < step ? rows - r : step;
+        c.n = 0;
+        for (int t = begin; t < end; ++t) {
+            const monet_real *dout = job->dout + (size_t)t * job->stride + r;
+            if (!monet__some(dout, n)) continue;
+            c.dout[c.n] = dout;
+            c.dx[c.n++] = job->dx + (size_t)t * job->x_stride + from * MONET__GROUP;
+        }
+        job->kernels->sum_panel(c.dx, w + (size_t)(r / MONET__ROWS) * size +
+                                (from * MONET__ROWS + (size_t)(r % MONET__ROWS)) * MONET__GROUP,
+                                MONET_F32, MONET__ROWS, n, width, c.dout, c.n);
     }
 }
 
@@ -4380,10 +4388,8 @@ static void monet__linear_backward(monet__team *team, monet__linear_back *job)
 {
     int groups = (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP);
     int blocks = job->sparse ? 1 : (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
-    int step = job->sparse ? 4 : MONET__ROWS;
     job->kernels = team->kernels;
-    if (job->dw)
-        monet__each(team, (int)((job->w->shape[0] + step - 1) / step), monet__linear_dw, job);
+    if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
     if (job->dx)
         monet__each(team, (job->n_tokens + MONET__TOKENS - 1) / MONET__TOKENS * blocks,
                     monet__linear_dx, job);
@@ -8461,18 +8467,24 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     monet__linear_backward(&t->team, &job);
 }
 
+static void monet__from_split(monet_real *out, const monet_real *x, size_t n)
+{
+    size_t whole = n / MONET__GROUP * MONET__GROUP;
+    for (size_t k = 0; k < whole; k += MONET__GROUP)
+        for (size_t l = 0; l < MONET__LANES; ++l) {
+            out[k + 2 * l] = x[k + l];
+            out[k + 2 * l + 1] = x[k + MONET__LANES + l];
+        }
+    for (size_t k = whole; k < n; ++k) out[k] = x[monet__split(k)];
+}
+
 /* dsplit to dx; then h is dout * x. */
 static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
     size_t            C = (size_t)t->model->arch.dim, at = token * C;
     monet_real       *h = t->h + at;
     const monet_real *in = t->dsplit + token * t->stride, *x = t->norm_in + at;
-    for (size_t c = 0; c < C; c += MONET__GROUP, in += MONET__GROUP) {
-        monet_real group[MONET__GROUP];
-        for (int l = 0; l < MONET__LANES; ++l)
-            group[2 * l] = in[l], group[2 * l + 1] = in[l + MONET__LANES];
-        memcpy(h + c, group, (C - c < MONET__GROUP ? C - c : MONET__GROUP) * sizeof *h);
-    }
+    monet__from_split(h, in, C);
     t->rstd[token] = monet__rmsnorm_backward(t->dx + at, h, x, (const monet_real *)t->norm->data,
                                              (int)C, (monet_real)t->model->arch.norm_eps);
     for (size_t c = 0; c < C; ++c) h[c] *= x[c];
