@@ -1539,12 +1539,15 @@ static monet_real monet__sum(const monet_real *x, size_t n)
 /* A vector (n) from natural to split order, padded with zeros to whole groups. */
 static void monet__to_split(monet_real *out, const monet_real *x, size_t n)
 {
-    for (; n; n -= n < MONET__GROUP ? n : MONET__GROUP, x += MONET__GROUP, out += MONET__GROUP) {
-        monet_real group[MONET__GROUP] = {0};
-        memcpy(group, x, (n < MONET__GROUP ? n : MONET__GROUP) * sizeof *x);
-        for (int l = 0; l < MONET__LANES; ++l)
-            out[l] = group[2 * l], out[l + MONET__LANES] = group[2 * l + 1];
-    }
+    size_t whole = n / MONET__GROUP * MONET__GROUP;
+    for (size_t k = 0; k < whole; k += MONET__GROUP)
+        for (size_t l = 0; l < MONET__LANES; ++l) {
+            out[k + l] = x[k + 2 * l];
+            out[k + MONET__LANES + l] = x[k + 2 * l + 1];
+        }
+    if (whole == n) return;
+    memset(out + whole, 0, MONET__GROUP * sizeof *out);
+    for (size_t k = whole; k < n; ++k) out[monet__split(k)] = x[k];
 }
 
 /* ---- kernels: chosen at run time ------------------------------------------------------ >>simd
@@ -2297,7 +2300,7 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
     return monet__kernels_for(kernels)->name;
 }
 
-/* ---- kernels: fast mode ---------------------------------------------------------------- >>fast
+/* ---- kernels: fast mode --------------------------------------------------------------- >>fast
    For many tokens, products of bf16 numbers with sums in f32; for one token and q8 or q4 weights,
    of 8-bit integers. Inputs are rounded as said here; sums are in f32, in an order that depends on
    the table and the shape, never on other tokens. Subnormal numbers may count as 0.
@@ -4125,72 +4128,77 @@ typedef struct monet__linear_back {
     bool                  fresh;  /* dx = W^T dout */
 } monet__linear_back;
 
-/* Rows first..first+*rows-1, all of one panel: where they begin in w and in dw. */
-static size_t monet__linear_rows(const monet__linear_back *job, int64_t first, int *rows)
+/* Tokens that a block of rows is multiplied with. */
+typedef struct monet__chosen {
+    int               n;
+    const monet_real *dout[MONET__TOKENS], *x[MONET__TOKENS];
+    monet_real       *dx[MONET__TOKENS];
+} monet__chosen;
+
+/* Is one of n numbers not 0? */
+static bool monet__some(const monet_real *x, int n)
 {
-    int64_t left = job->w->shape[0] - first;
-    *rows = job->sparse ? 4 : MONET__ROWS;
-    if (left < *rows) *rows = (int)left;
-    return (size_t)(first / MONET__ROWS) * monet__panel_size(job->w) +
-           (size_t)(first % MONET__ROWS) * MONET__GROUP;
+    for (int k = 0; k < n; ++k)
+        if (x[k] != 0) return true;
+    return false;
 }
 
-/* Up to 32 tokens of *t..end-1 that have something in these rows, and their dout; moves *t on. */
-static int monet__linear_tokens(const monet__linear_back *job, int64_t first, int rows, int *t,
-                                int end, size_t *token, const monet_real **dout)
-{
-    int n = 0;
-    for (; *t < end && n < MONET__TOKENS; ++*t) {
-        const monet_real *d = job->dout + (size_t)*t * job->stride + first;
-        for (int r = 0; r < rows; ++r)
-            if (d[r] != 0) {
-                token[n] = (size_t)*t;
-                dout[n++] = d;
-                break;
-            }
-    }
-    return n;
-}
-
-static void monet__linear_dw(void *context, int item, int task)
+static void monet__linear_dw(void *context, int panel, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *x[MONET__TOKENS], *dout[MONET__TOKENS];
-    size_t                    token[MONET__TOKENS], groups, at;
-    int64_t                   first = (int64_t)item * (job->sparse ? 4 : MONET__ROWS);
-    int                       rows;
+    monet__chosen             chosen[4]; /* one a block */
+    size_t                    size = monet__panel_size(job->w);
+    monet_real               *dw = job->dw + (size_t)panel * size;
+    int rows = (int)(job->w->shape[0] - (int64_t)panel * MONET__ROWS);
+    int step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS;
     (void)task;
-    at = monet__linear_rows(job, first, &rows);
-    groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
-    for (int t = 0; t < job->n_tokens;) {
-        int n = monet__linear_tokens(job, first, rows, &t, job->n_tokens, token, dout);
-        for (int k = 0; k < n; ++k) x[k] = job->x + token[k] * job->x_stride;
-        job->kernels->outer_panel(job->dw + at, MONET__ROWS, rows, groups, dout, x, n);
-    }
+    if (rows > MONET__ROWS) rows = MONET__ROWS;
+    for (int k = 0; k < 4; ++k) chosen[k].n = 0;
+    for (int t = 0; t <= job->n_tokens; ++t) /* once more at the end: what is left */
+        for (int r = 0; r < rows; r += step) {
+            monet__chosen *c = &chosen[r / step];
+            int            n = rows - r < step ? rows - r : step;
+            if (t < job->n_tokens) {
+                c->dout[c->n] = job->dout + (size_t)t * job->stride +
+                                (size_t)(panel * MONET__ROWS + r);
+                c->x[c->n] = job->x + (size_t)t * job->x_stride;
+                c->n += monet__some(c->dout[c->n], n);
+                if (c->n < MONET__TOKENS) continue;
+            }
+            job->kernels->outer_panel(dw + r * MONET__GROUP, MONET__ROWS, n,
+                                      size / (MONET__ROWS * MONET__GROUP), c->dout, c->x, c->n);
+            c->n = 0;
+        }
 }
 
 static void monet__linear_dx(void *context, int item, int task)
 {
     const monet__linear_back *job = (const monet__linear_back *)context;
-    const monet_real         *w = (const monet_real *)job->w->data, *dout[MONET__TOKENS];
-    monet_real               *dx[MONET__TOKENS];
-    size_t token[MONET__TOKENS], groups = monet__panel_size(job->w) / (MONET__ROWS * MONET__GROUP);
+    const monet_real         *w = (const monet_real *)job->w->data;
+    size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
     size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
     size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
-    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS, rows;
+    int    begin = (int)((size_t)item / blocks) * MONET__TOKENS;
+    int    step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS, rows = (int)job->w->shape[0];
     int    end = job->n_tokens - begin < MONET__TOKENS ? job->n_tokens : begin + MONET__TOKENS;
     (void)task;
     if (groups - from < width) width = groups - from;
     for (int t = begin; job->fresh && t < end; ++t)
         memset(job->dx + (size_t)t * job->x_stride + from * MONET__GROUP, 0,
-               width * MONET__GROUP * sizeof **dx);
-    for (int64_t first = 0; first < job->w->shape[0]; first += rows) {
-        size_t at = monet__linear_rows(job, first, &rows);
-        int    t = begin, n = monet__linear_tokens(job, first, rows, &t, end, token, dout);
-        for (int k = 0; k < n; ++k)
-            dx[k] = job->dx + token[k] * job->x_stride + from * MONET__GROUP;
-        job->kernels->sum_panel(dx, w + at + from * MONET__ROWS * MONET__GROUP, MONET_F32,
-                                MONET__ROWS, rows, width, dout, n);
+               width * MONET__GROUP * sizeof *w);
+    for (int r = 0; r < rows; r += step) {
+        monet__chosen c;
+        int           n = rows - r < step ? rows - r : step;
+        c.n = 0;
+        for (int t = begin; t < end; ++t) {
+            const monet_real *dout = job->dout + (size_t)t * job->stride + r;
+            if (!monet__some(dout, n)) continue;
+            c.dout[c.n] = dout;
+            c.dx[c.n++] = job->dx + (size_t)t * job->x_stride + from * MONET__GROUP;
+        }
+        job->kernels->sum_panel(c.dx, w + (size_t)(r / MONET__ROWS) * size +
+                                (from * MONET__ROWS + (size_t)(r % MONET__ROWS)) * MONET__GROUP,
+                                MONET_F32, MONET__ROWS, n, width, c.dout, c.n);
     }
 }
 
@@ -4198,10 +4206,8 @@ static void monet__linear_backward(monet__team *team, monet__linear_back *job)
 {
     int groups = (int)((job->w->shape[1] + MONET__GROUP - 1) / MONET__GROUP);
     int blocks = job->sparse ? 1 : (groups + MONET__BLOCK_GROUPS - 1) / MONET__BLOCK_GROUPS;
-    int step = job->sparse ? 4 : MONET__ROWS;
     job->kernels = team->kernels;
-    if (job->dw)
-        monet__each(team, (int)((job->w->shape[0] + step - 1) / step), monet__linear_dw, job);
+    if (job->dw) monet__each(team, monet__n_panels(job->w), monet__linear_dw, job);
     if (job->dx)
         monet__each(team, (job->n_tokens + MONET__TOKENS - 1) / MONET__TOKENS * blocks,
                     monet__linear_dx, job);
@@ -7546,7 +7552,7 @@ enum { MONET__BLOCK = 4096 }; /* numbers that one item of an update handles */
 typedef struct monet__kept { /* activations of one layer */
     monet_real *x, *middle;  /* (BT,C) residual stream before attention, before the experts */
     monet_real *attention;   /* (BT,stride) what o_proj reads */
-    monet_real *q, *k, *v;   /* (B,A,T,padded); (B,K,padded/32,T,32) twice; q, k turned by rope */
+    monet_real *heads;       /* q (B,A,T,padded), k, v (B,K,padded/32,T,32); q, k turned by rope */
     monet_real *a[2], *s[2]; /* of the experts, if all tokens are one chunk: */
     bool        whole;
 } monet__kept;
@@ -7554,12 +7560,12 @@ typedef struct monet__kept { /* activations of one layer */
 struct monet_trainer {
     monet_model         *model;     /* ours; its weights are trained */
     void                *arena;     /* the block that this struct lies in */
-    uint64_t             arena_size;
+    uint64_t             arena_size; /* with room to align it */
     monet_error          error;
     monet_trainer_config config;    /* all defaults filled in */
     monet__team          team;
     int                  B, T, BT, D, padded, n_routers;
-    size_t               stride;    /* of split rows */
+    size_t               C, stride; /* of a row, of a split row */
     uint64_t             n;         /* numbers in each of the four blocks */
     monet_real          *weights, *grads, *moment1, *moment2;
     bool                *frozen;    /* (tensors) */
@@ -7570,7 +7576,7 @@ struct monet_trainer {
     monet_real          *split, *dsplit; /* (BT,stride) input of a product, and its gradient */
     monet__input         in;             /* the same input */
     monet_real          *wide;      /* (BT,3C) rows of q, k, v, or of their gradients */
-    monet_real          *dheads;    /* dq, dk, dv as q, k, v are kept */
+    monet_real          *dheads;    /* their gradients */
     monet_real          *scores;    /* (tasks,32,2T+padded) weights of queries, their gradients */
     monet_real          *logits;    /* (BT,V); after forward their gradient */
     monet_real          *cosine, *sine; /* (T,D/2) */
@@ -7593,8 +7599,13 @@ struct monet_trainer {
     double               scored, pass_scored; /* own targets: since the update, of this pass */
     double               all_scored;          /* of this pass, on all machines */
     /* the step at hand */
+    void (*token_fn)(monet_trainer *t, size_t token);
+    bool                 back;
     int                  layer, pass;
+    const monet__layer  *w;         /* of the layer */
+    monet__kept         *own;       /* of the layer */
     size_t               router;    /* of the layer */
+    const monet_tensor  *tensor;
     monet_real          *norm_in;   /* what the norm reads, after `added` went into it */
     const monet_real    *added;     /* or NULL */
     const monet_tensor  *norm;
@@ -7622,9 +7633,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
         kept->x = MONET__REALS(BT * C);
         kept->middle = MONET__REALS(BT * C);
         kept->attention = MONET__REALS(BT * t->stride);
-        kept->q = MONET__REALS(BT * A * P);
-        kept->k = MONET__REALS(BT * K * P);
-        kept->v = MONET__REALS(BT * K * P);
+        kept->heads = MONET__REALS(BT * P * (A + 2 * K));
         for (int axis = 0; axis < 2; ++axis) {
             kept->a[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.m);
             kept->s[axis] = MONET__REALS(t->moe.max_slots * (uint64_t)t->moe.n_rows);
@@ -7744,6 +7753,7 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     t->team.host = *host;
     t->team.n = host->n_threads ? host->n_threads : 1;
     t->B = c->batch_size, t->T = c->seq_len, t->BT = t->B * t->T;
+    t->C = (size_t)a->dim;
     t->D = a->dim / a->n_heads;
     t->padded = (int)monet__round_up((uint64_t)t->D, MONET__GROUP);
     t->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
@@ -7753,6 +7763,11 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     if (!monet__data_bytes(a, &t->n) || t->n > SIZE_MAX / 8)
         return monet__fail(err, MONET_ERROR_MEMORY, "trainer: too large for the address space");
     t->n /= sizeof(monet_real);
+    t->arena_size = monet__trainer_layout(t, a, NULL);
+    if (t->arena_size == UINT64_MAX)
+        return monet__fail(err, MONET_ERROR_MEMORY, "trainer of %d sequences of %d tokens does not "
+                           "fit the address space", t->B, t->T);
+    t->arena_size += 64;
     return MONET_OK;
 }
 
@@ -7765,18 +7780,15 @@ MONET_API monet_result monet_trainer_size(const monet_model *model,
     monet__plan         plan;
     monet__sink         sink;
     monet_result        result;
-    uint64_t            bytes;
     if (!model || !size) return MONET_ERROR_ARGUMENT;
     result = monet__trainer_begin(&draft, model, config, NULL);
     if (result != MONET_OK) return result;
-    bytes = monet__trainer_layout(&draft, &model->arch, NULL);
-    if (bytes == UINT64_MAX) return MONET_ERROR_MEMORY;
     monet__model_content(model, &c, raw);
     memset(&plan, 0, sizeof plan);
     plan.n_tensors = model->n_tensors;
     sink.p = NULL, sink.n = 0;
     monet__emit_header(&plan, &sink, &c, raw, draft.n * sizeof(monet_real));
-    *size = (size_t)(bytes + 64 + plan.file_size + 64 + model->arena_size);
+    *size = (size_t)(draft.arena_size + plan.file_size + 64 + model->arena_size);
     return MONET_OK;
 }
 
@@ -7800,19 +7812,13 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     monet_model_config  full;
     monet__span         raw[MONET__S_COUNT];
     monet_result        result;
-    uint64_t            size;
     if (out) *out = NULL;
     if (!model || !out)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: model or out is NULL");
     result = monet__trainer_begin(&draft, model, config, err);
     if (result != MONET_OK) return result;
-    size = monet__trainer_layout(&draft, &model->arch, NULL);
-    if (size == UINT64_MAX)
-        return monet__fail(err, MONET_ERROR_MEMORY, "trainer of %d sequences of %d tokens does not "
-                           "fit the address space", draft.B, draft.T);
-    draft.arena_size = size + 64;
-    draft.arena = monet__alloc(&draft.team.host, size + 64);
-    if (!draft.arena) return monet__no_memory(err, "trainer", size + 64);
+    draft.arena = monet__alloc(&draft.team.host, draft.arena_size);
+    if (!draft.arena) return monet__no_memory(err, "trainer", draft.arena_size);
     t = (monet_trainer *)(void *)monet__align(draft.arena);
     (void)monet__trainer_layout(&draft, &model->arch, (char *)t);
     memcpy(t, &draft, sizeof draft);
@@ -7826,7 +7832,7 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
         result = monet__fail(err, MONET_ERROR_MEMORY, "cannot start %d threads", draft.team.n);
     if (result != MONET_OK) {
         monet_model_free(t->model);
-        monet__free(&draft.team.host, draft.arena, size + 64);
+        monet__free(&draft.team.host, draft.arena, draft.arena_size);
         return result;
     }
     t->config.freeze = NULL, t->config.host = NULL; /* the caller's, not kept */
@@ -7840,42 +7846,31 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
 }
 
 /* ---- training: forward ----------------------------------------------------------------------- */
-typedef void (*monet__token_fn)(monet_trainer *t, size_t token);
-
-typedef struct monet__tokens {
-    monet_trainer  *trainer;
-    monet__token_fn fn;
-} monet__tokens;
-
 static void monet__train_token(void *context, int token, int task)
 {
-    const monet__tokens *job = (const monet__tokens *)context;
+    monet_trainer *t = (monet_trainer *)context;
     (void)task;
-    job->fn(job->trainer, (size_t)token);
+    t->token_fn(t, (size_t)token);
 }
 
-static void monet__train_tokens(monet_trainer *t, monet__token_fn fn)
+static void monet__train_tokens(monet_trainer *t, void (*fn)(monet_trainer *t, size_t token))
 {
-    monet__tokens job;
-    job.trainer = t;
-    job.fn = fn;
-    monet__each(&t->team, t->BT, monet__train_token, &job);
+    t->token_fn = fn;
+    monet__each(&t->team, t->BT, monet__train_token, t);
 }
 
 static void monet__train_embed(monet_trainer *t, size_t token)
 {
-    monet__embed(t->kept[0].x + token * (size_t)t->model->arch.dim, t->model->embed,
-                 t->tokens[token]);
+    monet__embed(t->kept[0].x + token * t->C, t->model->embed, t->tokens[token]);
 }
 
 static void monet__train_norm_token(monet_trainer *t, size_t token)
 {
-    size_t      C = (size_t)t->model->arch.dim;
-    monet_real *x = t->norm_in + token * C, *h = t->h + token * C;
-    if (t->added) t->team.kernels->axpy(x, 1, t->added, MONET_F32, token * C, C);
-    monet__rmsnorm_forward(h, x, (const monet_real *)t->norm->data, (int)C,
+    monet_real *x = t->norm_in + token * t->C, *h = t->h + token * t->C;
+    if (t->added) t->team.kernels->axpy(x, 1, t->added, MONET_F32, token * t->C, t->C);
+    monet__rmsnorm_forward(h, x, (const monet_real *)t->norm->data, (int)t->C,
                            (monet_real)t->model->arch.norm_eps);
-    monet__to_split(t->split + token * t->stride, h, C);
+    monet__to_split(t->split + token * t->stride, h, t->C);
 }
 
 /* x += added, if there is something; split gets the normalised x. */
@@ -7889,40 +7884,42 @@ static void monet__train_norm(monet_trainer *t, monet_real *x, const monet_real 
     monet__train_tokens(t, monet__train_norm_token);
 }
 
-/* Where a kept head of a sequence begins. */
-static size_t monet__train_head(const monet_trainer *t, int heads, int b, int head)
+/* Where a head of a sequence begins: of q (part 0), k or v. */
+static size_t monet__train_head(const monet_trainer *t, int part, int b, int head)
 {
-    return ((size_t)b * (size_t)heads + (size_t)head) * (size_t)t->T * (size_t)t->padded;
+    size_t A = (size_t)t->model->arch.n_heads, K = (size_t)t->model->arch.n_kv_heads;
+    size_t before = part ? (size_t)t->B * (A + (size_t)(part - 1) * K) : 0;
+    return (before + (size_t)b * (part ? K : A) + (size_t)head) * (size_t)t->T * (size_t)t->padded;
 }
 
-/* One head of one position between a row (D) and its place: q in rows, k and v in panels. */
+/* One head of one position from its row (D) to its place, or back: q in rows, k and v in panels. */
 static void monet__train_place(const monet_trainer *t, monet_real *head, int part, int pos,
-                               monet_real *row, bool out)
+                               monet_real *row)
 {
     size_t step = MONET__GROUP * (size_t)(part ? t->T : 1);
     head += (size_t)pos * (size_t)(part ? MONET__GROUP : t->padded);
     for (size_t d = 0; d < (size_t)t->padded; d += MONET__GROUP, head += step) {
         size_t n = (size_t)t->D - d < MONET__GROUP ? (size_t)t->D - d : MONET__GROUP;
-        if (out) memcpy(row + d, head, n * sizeof *row);
-        else memcpy(head, row + d, n * sizeof *row);
-        if (!out && n < MONET__GROUP) memset(head + n, 0, (MONET__GROUP - n) * sizeof *row);
+        memcpy(t->back ? row + d : head, t->back ? head : row + d, n * sizeof *row);
+        if (!t->back && n < MONET__GROUP) memset(head + n, 0, (MONET__GROUP - n) * sizeof *row);
     }
 }
 
-/* Rows of q, k, v of one token become heads, q and k turned by rope. */
+/* Rows of q, k, v of one token become heads, q and k turned by rope; on the way back gradients of
+   the heads become rows, turned back.                                                            */
 static void monet__train_heads(monet_trainer *t, size_t token)
 {
     const monet_arch *a = &t->model->arch;
-    monet__kept      *kept = &t->kept[t->layer];
     int               D = t->D, b = (int)token / t->T, pos = (int)token % t->T;
-    size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
+    size_t            angle = (size_t)pos * (size_t)(D / 2);
+    const monet_real *cosine = t->cosine + angle, *sine = t->sine + angle;
     for (int part = 0; part < 3; ++part) {
-        int         heads = part ? a->n_kv_heads : a->n_heads;
-        monet_real *row = t->wide + (token * 3 + (size_t)part) * C;
-        monet_real *to = part == 0 ? kept->q : part == 1 ? kept->k : kept->v;
-        for (int head = 0; head < heads; ++head, row += D) {
-            if (part < 2) monet__rope_forward(row, t->cosine + angle, t->sine + angle, D);
-            monet__train_place(t, to + monet__train_head(t, heads, b, head), part, pos, row, false);
+        monet_real *row = t->wide + (token * 3 + (size_t)part) * t->C;
+        for (int head = 0; head < (part ? a->n_kv_heads : a->n_heads); ++head, row += D) {
+            if (part < 2 && !t->back) monet__rope_forward(row, cosine, sine, D);
+            monet__train_place(t, (t->back ? t->dheads : t->own->heads) +
+                               monet__train_head(t, part, b, head), part, pos, row);
+            if (part < 2 && t->back) monet__rope_backward(row, cosine, sine, D);
         }
     }
 }
@@ -7932,23 +7929,20 @@ static monet__queries monet__train_queries(const monet_trainer *t, int b, int he
                                            int task)
 {
     const monet_arch *a = &t->model->arch;
-    monet__kept      *kept = &t->kept[t->layer];
-    size_t            kv = monet__train_head(t, a->n_kv_heads, b,
-                                             head / (a->n_heads / a->n_kv_heads));
-    size_t            P = (size_t)t->padded, at = monet__train_head(t, a->n_heads, b, head);
+    int               shared = head / (a->n_heads / a->n_kv_heads);
+    size_t            P = (size_t)t->padded, row = 2 * (size_t)t->T + P;
     monet__queries    q;
     q.kernels = t->team.kernels;
-    q.keys = kept->k + kv;
-    q.values = kept->v + kv;
+    q.keys = t->own->heads + monet__train_head(t, 1, b, shared);
+    q.values = t->own->heads + monet__train_head(t, 2, b, shared);
     q.dtype = MONET_F32;
     q.key_rows = q.value_rows = t->T;
     q.D = t->D, q.first = first;
     q.n = t->T - first < MONET__TOKENS ? t->T - first : MONET__TOKENS;
     q.groups = P / MONET__GROUP;
     for (int k = 0; k < q.n; ++k) {
-        q.q[k] = kept->q + at + (size_t)(first + k) * P;
-        q.p[k] = t->scores + ((size_t)task * MONET__TOKENS + (size_t)k) *
-                 (2 * (size_t)t->T + P);
+        q.q[k] = t->own->heads + monet__train_head(t, 0, b, head) + (size_t)(first + k) * P;
+        q.p[k] = t->scores + ((size_t)task * MONET__TOKENS + (size_t)k) * row;
     }
     return q;
 }
@@ -7962,7 +7956,7 @@ static void monet__train_attention_head(void *context, int item, int task)
     monet_real    *y[MONET__TOKENS];
     for (int first = 0; first < t->T; first += MONET__TOKENS) {
         monet__queries q = monet__train_queries(t, b, head, first, task);
-        monet_real    *out = t->kept[t->layer].attention + (size_t)(b * t->T + first) * t->stride;
+        monet_real    *out = t->own->attention + (size_t)(b * t->T + first) * t->stride;
         for (int k = 0; k < q.n; ++k) y[k] = q.p[k] + 2 * t->T;
         monet__attention_forward(&q, y);
         for (int k = 0; k < q.n; ++k, out += t->stride)
@@ -7972,20 +7966,17 @@ static void monet__train_attention_head(void *context, int item, int task)
 
 static void monet__train_attention(monet_trainer *t)
 {
-    const monet_arch   *a = &t->model->arch;
-    const monet__layer *layer = &t->model->layers[t->layer];
-    monet__kept        *kept = &t->kept[t->layer];
-    size_t              C = (size_t)a->dim;
-    monet__product      p[3];
-    monet__train_norm(t, kept->x, t->layer ? kept[-1].middle : NULL, layer->w[MONET__T_NORM1]);
-    p[0] = monet__product_of(layer->w[MONET__T_Q], t->wide, 3 * C);
-    p[1] = monet__product_of(layer->w[MONET__T_K], t->wide + C, 3 * C);
-    p[2] = monet__product_of(layer->w[MONET__T_V], t->wide + 2 * C, 3 * C);
+    monet__product p[3];
+    size_t         C = t->C;
+    monet__train_norm(t, t->own->x, t->layer ? t->own[-1].middle : NULL, t->w->w[MONET__T_NORM1]);
+    p[0] = monet__product_of(t->w->w[MONET__T_Q], t->wide, 3 * C);
+    p[1] = monet__product_of(t->w->w[MONET__T_K], t->wide + C, 3 * C);
+    p[2] = monet__product_of(t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C);
     monet__linear_forward(&t->team, p, 3, &t->in);
     monet__train_tokens(t, monet__train_heads);
-    monet__each(&t->team, t->B * a->n_heads, monet__train_attention_head, t);
-    t->in.x = kept->attention;
-    p[0] = monet__product_of(layer->w[MONET__T_O], kept->middle, C);
+    monet__each(&t->team, t->B * t->model->arch.n_heads, monet__train_attention_head, t);
+    t->in.x = t->own->attention;
+    p[0] = monet__product_of(t->w->w[MONET__T_O], t->own->middle, C);
     monet__linear_forward(&t->team, p, 1, &t->in);
 }
 
@@ -8001,18 +7992,11 @@ static void monet__train_batch_sum(void *context, int item, int task) /* item = 
     double            lanes[8] = {0}, mean = t->pass ? t->means[t->router * H2 + (size_t)item] : 0;
     bool              squares = t->pass == 1;
     (void)task;
-    for (int token = 0; token < t->BT; ++token, z += H2 * N) {
-        size_t i = 0;
-        for (; i + 8 <= N; i += 8)
-            for (size_t l = 0; l < 8; ++l) {
-                double d = (double)z[i + l] - mean;
-                lanes[l] += squares ? d * d : d;
-            }
-        for (; i < N; ++i) {
+    for (int token = 0; token < t->BT; ++token, z += H2 * N)
+        for (size_t i = 0; i < N; ++i) {
             double d = (double)z[i] - mean;
             lanes[i % 8] += squares ? d * d : d;
         }
-    }
     t->batch[item] = 0;
     for (int l = 0; l < 8; ++l) t->batch[item] += lanes[l];
 }
@@ -8097,28 +8081,28 @@ static void monet__train_usage(void *context, int item, int task)
     t->usage[(size_t)t->n_routers * H2 * N + at] = tops;
 }
 
-/* The moe looks at the gates of the layer's group, and at what the layer keeps. */
-static void monet__train_group(monet_trainer *t)
+/* All looks at this layer, the moe at the gates of its group and at what the layer keeps. */
+static void monet__train_layer(monet_trainer *t, int layer)
 {
     size_t BT2 = 2 * (size_t)t->BT, N = (size_t)t->moe.N;
-    t->router = (size_t)(t->layer / t->model->arch.moe_groups);
+    t->layer = layer;
+    t->w = &t->model->layers[layer];
+    t->own = &t->kept[layer];
+    t->router = (size_t)(layer / t->model->arch.moe_groups);
     t->moe.gates = t->all_gates + t->router * BT2 * (size_t)t->moe.H * N;
     t->moe.active = t->all_active + t->router * BT2 * N;
     t->moe.n_active = t->all_n_active + t->router * BT2;
-    for (int axis = 0; axis < 2; ++axis) {
-        t->moe.a[axis] = t->kept[t->layer].a[axis];
-        t->moe.s[axis] = t->kept[t->layer].s[axis];
-    }
+    for (int axis = 0; axis < 2; ++axis)
+        t->moe.a[axis] = t->own->a[axis], t->moe.s[axis] = t->own->s[axis];
 }
 
 static void monet__train_router(monet_trainer *t)
 {
-    const monet__layer *layer = &t->model->layers[t->layer];
-    size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
-    monet__product      p[2];
+    size_t         HN = (size_t)t->moe.H * (size_t)t->moe.N;
+    monet__product p[2];
     t->moe.routed = NULL;
-    p[0] = monet__product_of(layer->w[MONET__T_ROUTER1], t->moe.gates, 2 * HN);
-    p[1] = monet__product_of(layer->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
+    p[0] = monet__product_of(t->w->w[MONET__T_ROUTER1], t->moe.gates, 2 * HN);
+    p[1] = monet__product_of(t->w->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
     monet__linear_forward(&t->team, p, 2, &t->in);
     monet__train_statistics(t);
     monet__each(&t->team, 2 * t->BT, monet__train_gates, t);
@@ -8130,19 +8114,16 @@ static void monet__train_router(monet_trainer *t)
 /* The residual stream after the layer, without what goes around the experts. */
 static void monet__train_moe_out(monet_trainer *t, size_t token)
 {
-    monet_real *x = t->layer + 1 < t->model->arch.n_layers ? t->kept[t->layer + 1].x : t->last;
-    monet__moe_output(x + token * (size_t)t->model->arch.dim, &t->moe, (int)token);
+    monet_real *x = t->layer + 1 < t->model->arch.n_layers ? t->own[1].x : t->last;
+    monet__moe_output(x + token * t->C, &t->moe, (int)token);
 }
 
 static void monet__train_experts(monet_trainer *t)
 {
-    const monet__layer *layer = &t->model->layers[t->layer];
-    monet__kept        *kept = &t->kept[t->layer];
-    monet__train_norm(t, kept->middle, kept->x, layer->w[MONET__T_NORM2]);
-    monet__train_group(t);
+    monet__train_norm(t, t->own->middle, t->own->x, t->w->w[MONET__T_NORM2]);
     if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
-    monet__moe_forward(&t->moe, &t->team, &layer->experts, &t->in);
-    kept->whole = t->moe.first == 0;
+    monet__moe_forward(&t->moe, &t->team, &t->w->experts, &t->in);
+    t->own->whole = t->moe.first == 0;
     monet__train_tokens(t, monet__train_moe_out);
 }
 
@@ -8218,11 +8199,13 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
     monet_losses      out;
     tail[0] = t->BT, tail[1] = tail[2] = tail[3] = 0;
     monet__train_tokens(t, monet__train_embed);
-    for (t->layer = 0; t->layer < a->n_layers; ++t->layer) {
+    t->back = false;
+    for (int layer = 0; layer < a->n_layers; ++layer) {
+        monet__train_layer(t, layer);
         monet__train_attention(t);
         monet__train_experts(t);
     }
-    monet__train_norm(t, t->last, t->kept[a->n_layers - 1].middle, t->model->norm);
+    monet__train_norm(t, t->last, t->own->middle, t->model->norm);
     p = monet__product_of(t->model->lm_head, t->logits, (size_t)a->vocab_size);
     monet__linear_forward(&t->team, &p, 1, &t->in);
     monet__train_tokens(t, monet__train_loss);
@@ -8297,32 +8280,37 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     monet__linear_backward(&t->team, &job);
 }
 
+static void monet__from_split(monet_real *out, const monet_real *x, size_t n)
+{
+    size_t whole = n / MONET__GROUP * MONET__GROUP;
+    for (size_t k = 0; k < whole; k += MONET__GROUP)
+        for (size_t l = 0; l < MONET__LANES; ++l) {
+            out[k + 2 * l] = x[k + l];
+            out[k + 2 * l + 1] = x[k + MONET__LANES + l];
+        }
+    for (size_t k = whole; k < n; ++k) out[k] = x[monet__split(k)];
+}
+
 /* dsplit to dx; then h is dout * x. */
 static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
-    size_t            C = (size_t)t->model->arch.dim, at = token * C;
-    monet_real       *h = t->h + at;
-    const monet_real *in = t->dsplit + token * t->stride, *x = t->norm_in + at;
-    for (size_t c = 0; c < C; c += MONET__GROUP, in += MONET__GROUP) {
-        monet_real group[MONET__GROUP];
-        for (int l = 0; l < MONET__LANES; ++l)
-            group[2 * l] = in[l], group[2 * l + 1] = in[l + MONET__LANES];
-        memcpy(h + c, group, (C - c < MONET__GROUP ? C - c : MONET__GROUP) * sizeof *h);
-    }
-    t->rstd[token] = monet__rmsnorm_backward(t->dx + at, h, x, (const monet_real *)t->norm->data,
-                                             (int)C, (monet_real)t->model->arch.norm_eps);
-    for (size_t c = 0; c < C; ++c) h[c] *= x[c];
+    const monet_real *weight = (const monet_real *)t->norm->data, *x = t->norm_in + token * t->C;
+    monet_real       *h = t->h + token * t->C;
+    monet__from_split(h, t->dsplit + token * t->stride, t->C);
+    t->rstd[token] = monet__rmsnorm_backward(t->dx + token * t->C, h, x, weight, (int)t->C,
+                                             (monet_real)t->model->arch.norm_eps);
+    for (size_t c = 0; c < t->C; ++c) h[c] *= x[c];
 }
 
 static void monet__back_norm_weight(void *context, int group, int task)
 {
     monet_trainer *t = (monet_trainer *)context;
-    size_t         C = (size_t)t->model->arch.dim, from = (size_t)group * MONET__GROUP;
-    size_t         n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
+    size_t         from = (size_t)group * MONET__GROUP;
+    size_t         n = t->C - from < MONET__GROUP ? t->C - from : MONET__GROUP;
     monet_real    *dw = monet__grad_of(t, t->norm) + from;
     (void)task;
     for (size_t token = 0; token < (size_t)t->BT; ++token)
-        t->team.kernels->axpy(dw, t->rstd[token], t->h, MONET_F32, token * C + from, n);
+        t->team.kernels->axpy(dw, t->rstd[token], t->h, MONET_F32, token * t->C + from, n);
 }
 
 /* From dsplit through the norm that read x: dx += ... */
@@ -8341,7 +8329,7 @@ static void monet__back_logits(monet_trainer *t)
 {
     monet__train_norm(t, t->last, NULL, t->model->norm);
     monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size, false);
-    memset(t->dx, 0, (size_t)t->BT * (size_t)t->model->arch.dim * sizeof *t->dx);
+    memset(t->dx, 0, (size_t)t->BT * t->C * sizeof *t->dx);
     monet__back_norm(t, t->last, t->model->norm);
 }
 
@@ -8378,12 +8366,11 @@ static void monet__back_gates(void *context, int item, int task)
 
 static void monet__back_router(monet_trainer *t)
 {
-    const monet__layer *layer = &t->model->layers[t->layer];
-    size_t              HN = (size_t)t->moe.H * (size_t)t->moe.N;
+    size_t HN = (size_t)t->moe.H * (size_t)t->moe.N;
     monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
     for (size_t side = 0; side < 2; ++side) {
         monet__linear_back job =
-            monet__back_job(t, layer->w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1],
+            monet__back_job(t, t->w->w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1],
                             t->moe.dgates + side * HN, 2 * HN, true);
         job.sparse = true;
         monet__linear_backward(&t->team, &job);
@@ -8409,23 +8396,21 @@ static void monet__back_dy(monet_trainer *t, size_t token)
 
 static void monet__back_experts(monet_trainer *t)
 {
-    const monet__layer *layer = &t->model->layers[t->layer];
-    monet__kept        *kept = &t->kept[t->layer];
-    monet__moe         *moe = &t->moe;
-    monet__train_norm(t, kept->middle, NULL, layer->w[MONET__T_NORM2]);
-    monet__train_group(t);
+    const monet__experts *e = &t->w->experts;
+    monet__moe           *moe = &t->moe;
+    monet__train_norm(t, t->own->middle, NULL, t->w->w[MONET__T_NORM2]);
     monet__train_tokens(t, monet__back_dy);
     for (int axis = 0; axis < 2; ++axis) {
-        moe->du[axis] = monet__grad_of(t, layer->experts.u[axis]);
-        moe->dbias[axis] = monet__grad_of(t, layer->experts.bias[axis]);
-        moe->dv[axis] = monet__grad_of(t, layer->experts.v[axis]);
-        moe->db[axis] = monet__grad_of(t, layer->experts.b[axis]);
+        moe->du[axis] = monet__grad_of(t, e->u[axis]);
+        moe->dbias[axis] = monet__grad_of(t, e->bias[axis]);
+        moe->dv[axis] = monet__grad_of(t, e->v[axis]);
+        moe->db[axis] = monet__grad_of(t, e->b[axis]);
     }
     moe->dx = t->dsplit;
-    moe->kept = kept->whole;
-    monet__moe_backward(moe, &t->team, &layer->experts, &t->in);
+    moe->kept = t->own->whole;
+    monet__moe_backward(moe, &t->team, e, &t->in);
     if (t->layer % t->model->arch.moe_groups == 0) monet__back_router(t);
-    monet__back_norm(t, kept->middle, layer->w[MONET__T_NORM2]);
+    monet__back_norm(t, t->own->middle, t->w->w[MONET__T_NORM2]);
 }
 
 /* All queries of one key/value head of one sequence: item = b * K + head. */
@@ -8433,10 +8418,10 @@ static void monet__back_attention_head(void *context, int item, int task)
 {
     monet_trainer    *t = (monet_trainer *)context;
     const monet_arch *a = &t->model->arch;
-    int               A = a->n_heads, K = a->n_kv_heads, b = item / K, shared = A / K;
+    int               K = a->n_kv_heads, b = item / K, shared = a->n_heads / K;
     size_t            T = (size_t)t->T, P = (size_t)t->padded, D = (size_t)t->D;
-    size_t            kv = monet__train_head(t, K, b, item % K), size = (size_t)t->BT * P;
-    monet_real       *dk = t->dheads + size * (size_t)A + kv, *dv = dk + size * (size_t)K;
+    monet_real       *dk = t->dheads + monet__train_head(t, 1, b, item % K);
+    monet_real       *dv = t->dheads + monet__train_head(t, 2, b, item % K);
     memset(dk, 0, T * P * sizeof *dk);
     memset(dv, 0, T * P * sizeof *dv);
     for (int head = item % K * shared; head < (item % K + 1) * shared; ++head)
@@ -8445,10 +8430,11 @@ static void monet__back_attention_head(void *context, int item, int task)
             monet_real       *dq[MONET__TOKENS], *ds[MONET__TOKENS];
             const monet_real *dout[MONET__TOKENS];
             for (int k = 0; k < q.n; ++k) {
-                size_t      pos = (size_t)(first + k);
-                monet_real *row = q.p[k] + 2 * T, *in = t->dsplit + ((size_t)b * T + pos) * t->stride;
+                size_t            pos = (size_t)(first + k);
+                const monet_real *in = t->dsplit + ((size_t)b * T + pos) * t->stride;
+                monet_real       *row = q.p[k] + 2 * T;
                 ds[k] = q.p[k] + T;
-                dq[k] = t->dheads + monet__train_head(t, A, b, head) + pos * P;
+                dq[k] = t->dheads + monet__train_head(t, 0, b, head) + pos * P;
                 memset(dq[k], 0, P * sizeof *dq[k]);
                 for (size_t d = 0; d < D; ++d) row[d] = in[monet__split((size_t)head * D + d)];
                 memset(row + D, 0, (P - D) * sizeof *row);
@@ -8459,40 +8445,18 @@ static void monet__back_attention_head(void *context, int item, int task)
         }
 }
 
-/* Gradients of the heads of one token become rows of wide, rope turned back. */
-static void monet__back_heads(monet_trainer *t, size_t token)
-{
-    const monet_arch *a = &t->model->arch;
-    int               D = t->D, b = (int)token / t->T, pos = (int)token % t->T;
-    size_t            angle = (size_t)pos * (size_t)(D / 2), C = (size_t)a->dim;
-    monet_real       *from = t->dheads;
-    for (int part = 0; part < 3; ++part) {
-        int         heads = part ? a->n_kv_heads : a->n_heads;
-        monet_real *row = t->wide + (token * 3 + (size_t)part) * C;
-        for (int head = 0; head < heads; ++head, row += D) {
-            monet__train_place(t, from + monet__train_head(t, heads, b, head), part, pos, row,
-                               true);
-            if (part < 2) monet__rope_backward(row, t->cosine + angle, t->sine + angle, D);
-        }
-        from += (size_t)heads * (size_t)t->BT * (size_t)t->padded;
-    }
-}
-
 static void monet__back_attention(monet_trainer *t)
 {
-    const monet_arch   *a = &t->model->arch;
-    const monet__layer *layer = &t->model->layers[t->layer];
-    monet__kept        *kept = &t->kept[t->layer];
-    size_t              C = (size_t)a->dim;
-    t->in.x = kept->attention;
-    monet__back_linear(t, layer->w[MONET__T_O], t->dx, C, false);
-    monet__each(&t->team, t->B * a->n_kv_heads, monet__back_attention_head, t);
-    monet__train_tokens(t, monet__back_heads);
-    monet__train_norm(t, kept->x, NULL, layer->w[MONET__T_NORM1]);
-    monet__back_linear(t, layer->w[MONET__T_Q], t->wide, 3 * C, false);
-    monet__back_linear(t, layer->w[MONET__T_K], t->wide + C, 3 * C, true);
-    monet__back_linear(t, layer->w[MONET__T_V], t->wide + 2 * C, 3 * C, true);
-    monet__back_norm(t, kept->x, layer->w[MONET__T_NORM1]);
+    size_t C = t->C;
+    t->in.x = t->own->attention;
+    monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, false);
+    monet__each(&t->team, t->B * t->model->arch.n_kv_heads, monet__back_attention_head, t);
+    monet__train_tokens(t, monet__train_heads);
+    monet__train_norm(t, t->own->x, NULL, t->w->w[MONET__T_NORM1]);
+    monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, false);
+    monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, true);
+    monet__back_linear(t, t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C, true);
+    monet__back_norm(t, t->own->x, t->w->w[MONET__T_NORM1]);
 }
 
 /* Rows of embed_tokens, a group of columns: tokens in order. */
@@ -8501,7 +8465,7 @@ static void monet__back_embed(void *context, int group, int task)
     monet_trainer      *t = (monet_trainer *)context;
     const monet_tensor *w = t->model->embed;
     monet_real         *grad = monet__grad_of(t, w);
-    size_t              C = (size_t)w->shape[1], from = (size_t)group * MONET__GROUP;
+    size_t              C = t->C, from = (size_t)group * MONET__GROUP;
     size_t              n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
     (void)task;
     for (int token = 0; token < t->BT; ++token) {
@@ -8525,7 +8489,9 @@ MONET_API monet_result monet_trainer_backward(monet_trainer *trainer)
     if (t->bad) return MONET_OK; /* the update will be skipped */
     monet__mode_begin(&own);
     monet__back_logits(t);
-    for (t->layer = t->model->arch.n_layers - 1; t->layer >= 0; --t->layer) {
+    t->back = true;
+    for (int layer = t->model->arch.n_layers - 1; layer >= 0; --layer) {
+        monet__train_layer(t, layer);
         monet__back_experts(t);
         monet__back_attention(t);
     }
@@ -8554,40 +8520,39 @@ static void monet__train_squares(void *context, int block, int task)
     t->squares[block] = sum;
 }
 
-/* One block of numbers; a tensor's share of it at a time. */
-static void monet__train_update(void *context, int block, int task)
+/* One block of the tensor at hand. */
+static void monet__train_adamw(void *context, int block, int task)
 {
-    monet_trainer      *t = (monet_trainer *)context;
-    const monet_tensor *tensors = t->model->tensors;
+    monet_trainer              *t = (monet_trainer *)context;
     const monet_trainer_config *c = &t->config;
-    uint64_t            from = (uint64_t)block * MONET__BLOCK, end = from + MONET__BLOCK;
-    size_t              low = 0, high = t->model->n_tensors;
-    monet_real          kept[MONET__BLOCK];
+    const monet_tensor         *w = t->tensor;
+    bool                        decays = w->n_dims == 2 && w->layout != MONET_ROWS;
+    size_t at = (size_t)block * MONET__BLOCK, n = (size_t)w->size / sizeof(monet_real) - at;
+    monet_real                  kept[MONET__BLOCK], *weights;
     (void)task;
-    if (end > t->n) end = t->n;
-    memcpy(kept, t->weights + from, (size_t)(end - from) * sizeof *kept);
-    while (high - low > 1) { /* the last tensor that begins at or before the block */
-        size_t middle = (low + high) / 2;
-        if (tensors[middle].offset / sizeof(monet_real) <= from) low = middle;
-        else high = middle;
-    }
-    for (; low < t->model->n_tensors; ++low) {
-        uint64_t begin = tensors[low].offset / sizeof(monet_real);
-        uint64_t stop = begin + tensors[low].size / sizeof(monet_real);
-        bool     decays = tensors[low].n_dims == 2 && tensors[low].layout != MONET_ROWS;
-        if (begin >= end) break;
-        if (begin < from) begin = from;
-        if (stop > end) stop = end;
-        if (!t->frozen[low])
-            t->team.kernels->adamw(t->weights + begin, t->moment1 + begin, t->moment2 + begin,
-                                   t->grads + begin, (size_t)(stop - begin), (monet_real)t->scale,
-                                   (monet_real)c->beta1, (monet_real)c->beta2, decays ?
-                                   (monet_real)(1 - t->rate * (double)c->weight_decay) : 1,
-                                   (monet_real)(t->rate / t->correction1),
-                                   (monet_real)t->correction2, (monet_real)c->eps);
-    }
+    if (n > MONET__BLOCK) n = MONET__BLOCK;
+    at += (size_t)w->offset / sizeof(monet_real);
+    weights = t->rate == 0 ? kept : t->weights + at;
     if (t->rate == 0) /* not one bit changes: -0 - 0 * m could become 0 */
-        memcpy(t->weights + from, kept, (size_t)(end - from) * sizeof *kept);
+        memcpy(kept, t->weights + at, n * sizeof *kept);
+    t->team.kernels->adamw(weights, t->moment1 + at, t->moment2 + at, t->grads + at, n,
+                           (monet_real)t->scale, (monet_real)c->beta1, (monet_real)c->beta2,
+                           (monet_real)(decays ? 1 - t->rate * (double)c->weight_decay : 1),
+                           (monet_real)(t->rate / t->correction1), (monet_real)t->correction2,
+                           (monet_real)c->eps);
+}
+
+static void monet__train_step(monet_trainer *t)
+{
+    ++t->counts.steps;
+    t->correction1 = 1 - pow((double)t->config.beta1, (double)t->counts.steps);
+    t->correction2 = 1 - pow((double)t->config.beta2, (double)t->counts.steps);
+    for (size_t k = 0; k < t->model->n_tensors; ++k) {
+        t->tensor = &t->model->tensors[k];
+        if (!t->frozen[k])
+            monet__each(&t->team, (int)((t->tensor->size / sizeof(monet_real) + MONET__BLOCK - 1) /
+                                        MONET__BLOCK), monet__train_adamw, t);
+    }
 }
 
 MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
@@ -8619,10 +8584,7 @@ MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
         least = (double)t->config.grad_clip / (norm + 1e-6);
         t->scale = (t->config.grad_clip > 0 && least < 1 ? least : 1) / (sums[0] > 1 ? sums[0] : 1);
         t->rate = (double)rate;
-        ++t->counts.steps;
-        t->correction1 = 1 - pow((double)t->config.beta1, (double)t->counts.steps);
-        t->correction2 = 1 - pow((double)t->config.beta2, (double)t->counts.steps);
-        monet__each(&t->team, blocks, monet__train_update, t);
+        monet__train_step(t);
     }
     monet__mode_end(&own);
     if (update) {
