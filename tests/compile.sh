@@ -37,20 +37,23 @@ echo 'int main(void) { return monet_version() == 0; }' >> "$tmp/u.c"
 cp "$tmp/u.c" "$tmp/u.cpp"
 printf '#include "monet.h"\nint main(void) { return MONET_VERSION == 0; }\n' > "$tmp/api.c"
 
+# The same as clang sees while it only reads, gcc sees when it makes code.
 both="gcc clang"
 command -v gcc > /dev/null || command -v clang > /dev/null || both=$CC
 for compiler in $both; do
     command -v "$compiler" > /dev/null || { echo "note: no $compiler here"; continue; }
+    to="-O0 -c -o $tmp/u.o"
+    [ "$compiler" = clang ] && to=-fsyntax-only
     for switch in "" -DMONET_STATIC -DMONET_NO_SIMD -DMONET_NO_STDIO -DMONET_NO_TRAINING \
         "-DMONET_THREADS -pthread" "-DMONET_THREADS -DMONET_NO_STDIO" "-DMONET_REAL=double"; do
         c99="$compiler -std=c99 $warn $switch -I."
-        ok "$compiler c99 $switch" $c99 -O0 -c "$tmp/u.c" -o "$tmp/u.o"
+        ok "$compiler c99 $switch" $c99 $to "$tmp/u.c"
         ok "$compiler after $switch" $c99 -fsyntax-only "$tmp/after.c"
     done
     ok "$compiler -O2" $compiler -std=c99 -O2 $warn -I. -c "$tmp/u.c" -o "$tmp/u.o"
     ok "$compiler c17" $compiler -std=c17 $warn -I. -fsyntax-only "$tmp/u.c"
     ok "$compiler api alone" $compiler -std=c99 $warn -I. -fsyntax-only "$tmp/api.c"
-    if $compiler -Ofast -I. -c "$tmp/u.c" -o "$tmp/u.o" 2> "$tmp/fast"; then
+    if $compiler -Ofast -I. -fsyntax-only "$tmp/u.c" 2> "$tmp/fast"; then
         empty "$compiler -Ofast" "compiles, but must stop"
     else
         ok "$compiler -Ofast message" grep -q 'monet.h needs NaN' "$tmp/fast"
@@ -66,9 +69,14 @@ for compiler in g++ clang++; do
     ok "$compiler c++17" $compiler -std=c++17 $warn -I. -fsyntax-only "$tmp/u.cpp"
 done
 
+# ---- each program with the implementation inside, as its first comment says to build it
+for file in tools/*.c examples/*.c; do
+    ok "$file" $CC -Wall -Wextra -Werror -I. -fsyntax-only "$file"
+done
+
 # ---- symbols: nothing that ends, prints, or reads the environment; no state; only monet_ names
 for switch in "" "-DMONET_THREADS"; do
-    ok "object" $CC -std=c99 -O1 -fno-pie $switch -I. -c "$tmp/u.c" -o "$tmp/u.o"
+    ok "object" $CC -std=c99 -O0 -fno-pie $switch -I. -c "$tmp/u.c" -o "$tmp/u.o"
     empty "forbidden calls" "$(nm -u "$tmp/u.o" | awk '{print $2}' | grep -xE "$forbidden")"
     empty "mutable data" "$(nm "$tmp/u.o" | awk '$2 ~ /^[DdBbC]$/ {print $3}')"
     names=$(nm "$tmp/u.o" | awk '$2 ~ /^[TRV]$/ {print $3}')

@@ -11,7 +11,9 @@ if [ ! -x "$1/train" ] || [ ! -x "$1/generate" ]; then
 fi
 bin=$(cd "$1" && pwd)
 tmp=$(mktemp -d) || exit 2
+pid=
 trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
+trap '[ -n "$pid" ] && kill -9 "$pid" 2> /dev/null; exit 130' INT TERM HUP
 cd "$tmp" || exit 2
 passed=0
 failed=0
