@@ -82,7 +82,9 @@
 
      MONET_STATIC         all functions static: two libraries may embed monet.h in one program
      MONET_NO_STDIO       no file functions: load from memory only
-     MONET_NO_SIMD        plain C kernels only; else AVX2 or AVX-512 if the processor has them
+     MONET_NO_SIMD        plain C kernels only; else AVX2 or AVX-512 if the processor has them,
+                          NEON on 64-bit ARM, SIMD128 in WebAssembly (built with -msimd128)
+     MONET_SELF           this file's name for its own #include (>>simd), if not "monet.h"
      MONET_NO_TRAINING    leaves the trainer out
      MONET_THREADS        sessions with host.n_threads > 1 get a pool of pthreads
      MONET_REAL           the type of the arithmetic: float. The tests build with double, to check
@@ -1699,7 +1701,7 @@ typedef struct monet__blend {
    This file includes itself once for each set; only this part is compiled then. MONET__V(name) is
    the name of a thing of that set. It brings MONET__VEC, its name; MONET__TARGET, an attribute;
    MONET__PARTS, vectors that 16 lanes take; the sizes of tiles; and the primitives
-     vec, set1, fma        floats, on which + - * / work as well; a * b + c
+     vec, ints, set1, fma  floats, on which + - * / work as well; a * b + c
      bytes, from_f16       as many lanes as `vec` has, from as many bytes or f16
      trees                 out[t][at + r], r < rows, = the tree of each of R x T sums
    and only where MONET__PARTS > 1
@@ -1709,7 +1711,6 @@ typedef struct monet__blend {
 #define MONET__WIDTH (16 / MONET__PARTS)
 typedef float MONET__V(loose)
     __attribute__((vector_size(64 / MONET__PARTS), aligned(1), may_alias));
-typedef uint32_t MONET__V(bits) __attribute__((vector_size(64 / MONET__PARTS)));
 
 MONET__INLINE MONET__V(vec) MONET__V(load)(const void *p)
 {
@@ -1725,13 +1726,13 @@ MONET__INLINE void MONET__V(store)(void *p, MONET__V(vec) v)
 MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, monet_dtype dtype,
                                               int half, int part)
 {
-    MONET__V(bits) bits;
+    MONET__V(ints) bits;
     float          by, zero = dtype == MONET_Q8 ? 128 : 8;
     part *= MONET__WIDTH;
     if (dtype == MONET_F32) return MONET__V(load)(w + 64 * half + 4 * part);
     if (dtype == MONET_F16) return MONET__V(from_f16)(w + 32 * half + 2 * part);
     if (dtype == MONET_BF16) {
-        bits = (MONET__V(bits))MONET__V(load)(w + 4 * part);
+        bits = (MONET__V(ints))MONET__V(load)(w + 4 * part);
         return (MONET__V(vec))(half ? bits & 0xffff0000u : bits << 16);
     }
     by = monet__from_bf16(monet__u16((const uint8_t *)scale));
@@ -2006,8 +2007,8 @@ static MONET__TARGET void MONET__V(adamw)(monet_real *w, monet_real *m, monet_re
 MONET__INLINE MONET__V(vec) MONET__V(choose)(MONET__V(vec) a, MONET__V(vec) b, MONET__V(vec) yes,
                                              MONET__V(vec) no)
 {
-    MONET__V(bits) mask = (MONET__V(bits))(a <= b);
-    return (MONET__V(vec))((mask & (MONET__V(bits))yes) | (~mask & (MONET__V(bits))no));
+    MONET__V(ints) mask = (MONET__V(ints))(a <= b);
+    return (MONET__V(vec))((mask & (MONET__V(ints))yes) | (~mask & (MONET__V(ints))no));
 }
 
 /* monet__exp, several at a time; 1.5 * 2^23 added brings the integer part to the lowest bits. */
@@ -2015,7 +2016,7 @@ MONET__INLINE MONET__V(vec) MONET__V(exp)(MONET__V(vec) v)
 {
     MONET__V(vec)  one = MONET__V(set1)(1), magic = MONET__V(set1)(12582912), r, p;
     MONET__V(vec)  whole = MONET__V(fma)(v, MONET__V(set1)(1.44269504f), magic), e = whole - magic;
-    MONET__V(bits) power = ((MONET__V(bits))whole + 127u) << 23;
+    MONET__V(ints) power = ((MONET__V(ints))whole + 127u) << 23;
     r = MONET__V(fma)(e, MONET__V(set1)(-0.693359375f), v);
     r = MONET__V(fma)(e, MONET__V(set1)(2.12194440e-4f), r);
     p = MONET__V(fma)(r, MONET__V(set1)(1.0f / 5040), MONET__V(set1)(1.0f / 720));
@@ -2269,6 +2270,109 @@ static bool monet__has_avx512(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
 }
+#elif defined(MONET__SIMD)
+/* ---- kernels: NEON and WebAssembly --------------------------------------------------------------
+   Vectors of 4 lanes; WebAssembly has no fused multiply-add.                                     */
+#define MONET__TARGET
+#define MONET__PARTS 4
+#define MONET__TILE_ALONE 4
+#define MONET__TILE_TOKENS 3
+#ifdef __aarch64__
+#define MONET__VEC neon
+#define MONET__SUMS 24
+#define MONET__TILE_ROWS 2
+#define MONET__TILE_TARGETS 6
+#else
+#define MONET__VEC wasm
+#define MONET__SUMS 16
+#define MONET__TILE_ROWS 1
+#define MONET__TILE_TARGETS 2
+#endif
+typedef float    MONET__V(vec) __attribute__((vector_size(16)));
+typedef uint32_t MONET__V(ints) __attribute__((vector_size(16)));
+MONET__INLINE MONET__V(vec) MONET__V(set1)(float x)
+{
+    MONET__V(vec) v = {x, x, x, x};
+    return v;
+}
+
+MONET__INLINE float MONET__V(tree)(MONET__V(vec) v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+MONET__INLINE MONET__V(vec) MONET__V(load_n)(const void *p, size_t n, MONET__V(vec) rest)
+{
+    if (n >= 4) memcpy(&rest, p, 16);
+    else memcpy(&rest, p, 4 * n);
+    return rest;
+}
+
+MONET__INLINE void MONET__V(store_n)(void *p, MONET__V(vec) v, size_t n)
+{
+    if (n >= 4) memcpy(p, &v, 16);
+    else memcpy(p, &v, 4 * n);
+}
+
+#ifdef __aarch64__
+MONET__INLINE MONET__V(vec) monet__sqrt_neon(MONET__V(vec) v)
+{
+    return (MONET__V(vec))vsqrtq_f32((float32x4_t)v);
+}
+
+MONET__INLINE MONET__V(vec) monet__fma_neon(MONET__V(vec) a, MONET__V(vec) b, MONET__V(vec) c)
+{
+    return (MONET__V(vec))vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+
+MONET__INLINE MONET__V(vec) monet__from_f16_neon(const void *p)
+{
+    uint16x4_t half;
+    memcpy(&half, p, sizeof half);
+    return (MONET__V(vec))vcvt_f32_f16(vreinterpret_f16_u16(half));
+}
+
+MONET__INLINE MONET__V(ints) monet__halves_neon(const void *p)
+{
+    uint16x4_t half;
+    memcpy(&half, p, sizeof half);
+    return (MONET__V(ints))vmovl_u16(half);
+}
+
+MONET__INLINE MONET__V(ints) monet__bytes_neon(const void *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return (MONET__V(ints))vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+}
+#else
+MONET__INLINE MONET__V(vec) monet__sqrt_wasm(MONET__V(vec) v)
+{
+    return (MONET__V(vec))wasm_f32x4_sqrt((v128_t)v);
+}
+
+MONET__INLINE MONET__V(vec) monet__fma_wasm(MONET__V(vec) a, MONET__V(vec) b, MONET__V(vec) c)
+{
+    return a * b + c;
+}
+
+MONET__INLINE MONET__V(vec) monet__from_f16_wasm(const void *p)
+{
+    const uint8_t *h = (const uint8_t *)p;
+    MONET__V(vec)  v = {monet__from_f16(monet__u16(h)), monet__from_f16(monet__u16(h + 2)),
+                        monet__from_f16(monet__u16(h + 4)), monet__from_f16(monet__u16(h + 6))};
+    return v;
+}
+
+MONET__INLINE MONET__V(ints) monet__halves_wasm(const void *p)
+{
+    return (MONET__V(ints))wasm_u32x4_load16x4(p);
+}
+
+MONET__INLINE MONET__V(ints) monet__bytes_wasm(const void *p)
+{
+    v128_t four = wasm_v128_load32_zero(p);
+    return (MONET__V(ints))wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(four));
+}
+#endif
+#include MONET__SELF
 #endif
 
 /* The table that a config asks for, or the best that this processor has. */
@@ -2278,6 +2382,10 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     if (wanted != MONET_KERNELS_SCALAR && wanted != MONET_KERNELS_AVX2 && monet__has_avx512())
         return &monet__kernels_avx512;
     if (wanted != MONET_KERNELS_SCALAR && monet__has_avx2()) return &monet__kernels_avx2;
+#elif defined(MONET__SIMD) && defined(__aarch64__)
+    if (wanted != MONET_KERNELS_SCALAR && sizeof(monet_real) == 4) return &monet__kernels_neon;
+#elif defined(MONET__SIMD)
+    if (wanted != MONET_KERNELS_SCALAR && sizeof(monet_real) == 4) return &monet__kernels_wasm;
 #endif
     (void)wanted;
     return &monet__scalar;
