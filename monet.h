@@ -2408,7 +2408,7 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
     return monet__kernels_for(kernels)->name;
 }
 
-/* ---- kernels: fast mode --------------------------------------------------------------- >>fast
+/* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
    For many tokens, products of bf16 numbers with sums in f32; for one token and q8 or q4 weights,
    of 8-bit integers. Inputs are rounded as said here; sums are in f32, in an order that depends on
    the table and the shape, never on other tokens. Subnormal numbers may count as 0.
@@ -2429,8 +2429,8 @@ typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are
     const char *name;        /* "scalar", "vnni", "bf16", "amx", "none" */
     /* x (32*groups, split order) to bf16, columns in order. parts = 1: rounded; 3: lo, mid and hi
        (3, 32*groups) that together are x exactly, where it is below 3e38.                        */
-    void (*narrow)(uint16_t *out, const monet_real *x, size_t groups, int parts);
-    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as narrowed.
+    void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
+    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
        Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.    */
     void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
                 int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
@@ -2441,14 +2441,9 @@ typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are
                      int n_rows, size_t groups, const monet__codes *x);
 } monet__fast;
 
-static size_t monet__fast_scratch(size_t groups) { return MONET__TILE_SETS * MONET__TILE * groups; }
-
-/* Bytes of one column group of a panel. */
-static size_t monet__group_size(monet_dtype dtype, int rows)
+static size_t monet__fast_scratch(size_t groups)
 {
-    size_t row = dtype == MONET_Q8 ? 34 : dtype == MONET_Q4 ? 18
-                                        : MONET__GROUP * monet_dtype_size(dtype);
-    return (size_t)rows * row;
+    return MONET__TILE_SETS * MONET__TILE * groups;
 }
 
 /* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
@@ -2496,7 +2491,7 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
                              monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
                              const uint16_t *const *x, int parts, int n_tokens, void *scratch)
 {
-    size_t      size = monet__group_size(dtype, panel_rows);
+    size_t      size = (size_t)panel_rows * monet__row_bytes(dtype);
     int         first[MONET__TILE_SETS + 1], sets;
     monet__step step;
     step.groups = groups, step.x_groups = groups * (size_t)parts;
@@ -2518,7 +2513,7 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
 }
 
 /* What rounding loses goes on in the next part. */
-static void monet__narrow(uint16_t *out, const monet_real *x, size_t groups, int parts)
+static void monet__round(uint16_t *out, const monet_real *x, size_t groups, int parts)
 {
     size_t n = groups * MONET__GROUP;
     for (size_t k = 0; k < n; ++k) {
@@ -2530,29 +2525,17 @@ static void monet__narrow(uint16_t *out, const monet_real *x, size_t groups, int
     }
 }
 
-/* Column k of row r of a group. */
-static float monet__group_get(const char *group, monet_dtype dtype, size_t rows, size_t r, size_t k)
-{
-    const uint8_t *q = (const uint8_t *)group;
-    size_t         bytes = dtype == MONET_Q8 ? 32 : 16;
-    int            code;
-    if (dtype == MONET_BF16) return monet__from_bf16(monet__u16(q + r * 64 + 2 * k));
-    if (dtype == MONET_F32 || dtype == MONET_F16)
-        return (float)monet__get(q, dtype, r * MONET__GROUP + monet__split(k));
-    code = dtype == MONET_Q8 ? q[r * 32 + monet__split(k)] - 128
-                             : (q[r * 16 + k / 2] >> k % 2 * 4 & 15) - 8;
-    return monet__from_bf16(monet__u16(q + rows * bytes + 2 * r)) * (float)code;
-}
-
 static void monet__make_scalar(char *tile, const char *group, monet_dtype dtype, int panel_rows,
                                int first, int n)
 {
-    for (size_t r = 0; r < (size_t)n; ++r)
-        for (size_t k = 0; k < MONET__GROUP; ++k) {
-            uint16_t h = monet__to_bf16(monet__group_get(group, dtype, (size_t)panel_rows,
-                                                         (size_t)first + r, k));
-            memcpy(tile + k / 2 * 64 + r * 4 + k % 2 * 2, &h, 2);
+    monet_real row[MONET__GROUP]; /* in split order */
+    for (int r = 0; r < n; ++r) {
+        monet__widen(row, group, dtype, panel_rows, first + r);
+        for (int k = 0; k < MONET__GROUP; ++k) {
+            uint16_t h = monet__to_bf16((float)row[k]);
+            memcpy(tile + k % 16 * 64 + r * 4 + k / 16 * 2, &h, 2);
         }
+    }
 }
 
 static void monet__step_scalar(float (*c)[512], const monet__step *step)
@@ -2615,7 +2598,7 @@ static void monet__quantize(monet__codes *out, const monet_real *x, size_t group
 static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
                             int n_rows, size_t groups, const monet__codes *x)
 {
-    size_t size = monet__group_size(dtype, panel_rows), bytes = dtype == MONET_Q8 ? 32 : 16;
+    size_t size = (size_t)panel_rows * monet__row_bytes(dtype), bytes = monet__code_bytes(dtype);
     for (int row = 0; row < n_rows; ++row) {
         size_t         r = (size_t)(row % panel_rows);
         const uint8_t *q = (const uint8_t *)panel + (size_t)(row / panel_rows) * groups * size;
@@ -2639,14 +2622,12 @@ static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtyp
 }
 
 static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL};
-static const monet__fast monet__fast_scalar = {"scalar", monet__narrow, monet__dot_scalar,
+static const monet__fast monet__fast_scalar = {"scalar", monet__round, monet__dot_scalar,
                                                monet__quantize, monet__dot_int8};
 
 #if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
     (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
 #define MONET__FAST_SIMD 1
-#include <cpuid.h>
-#include <immintrin.h>
 #define MONET__INLINE static inline __attribute__((always_inline))
 #define MONET__UNROLL _Pragma("GCC unroll 16")
 #define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
@@ -2673,7 +2654,7 @@ MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
 }
 
-static MONET__VNNI void monet__narrow_512(uint16_t *out, const monet_real *x, size_t groups,
+static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
                                           int parts)
 {
     for (size_t g = 0; g < groups; ++g) {
@@ -2693,7 +2674,7 @@ static MONET__VNNI void monet__narrow_512(uint16_t *out, const monet_real *x, si
 MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
                                                  size_t r)
 {
-    size_t   bytes = dtype == MONET_Q8 ? 32 : 16;
+    size_t   bytes = monet__code_bytes(dtype);
     __m128i  nibble = _mm_set1_epi8(15), low, high;
     __m512i  offset = _mm512_set1_epi32(dtype == MONET_Q8 ? 128 : 8);
     uint16_t h;
@@ -2891,13 +2872,13 @@ static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real 
     }
 }
 
-/* n rows of a panel from r on, w its first group. A vector holds the codes of 4 rows of q4 or of 2
-   of q8; the last vector may be short.                                                           */
+/* n rows of a panel from r on, w its first group, in V vectors: one holds the codes of 4 rows of q4
+   or of 2 of q8; the last may be short.                                                          */
 MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
-                                                bool q4, size_t panel_rows, size_t groups,
-                                                const monet__codes *x)
+                                                int V, bool q4, size_t panel_rows,
+                                                size_t groups, const monet__codes *x)
 {
-    int       per = q4 ? 4 : 2, V = (n + per - 1) / per;
+    int       per = q4 ? 4 : 2;
     size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
     __mmask64 all = ~(__mmask64)0, tail = all >> (64 - (size_t)(n - (V - 1) * per) * bytes);
     __m512i   lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), at[8];
@@ -2945,7 +2926,7 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
                                             int panel_rows, int n_rows, size_t groups,
                                             const monet__codes *x)
 {
-    size_t size = groups * monet__group_size(dtype, panel_rows), rows = (size_t)panel_rows;
+    size_t rows = (size_t)panel_rows, size = groups * rows * monet__row_bytes(dtype);
     bool   q4 = dtype == MONET_Q4;
     for (int row = 0, n; row < n_rows; row += n, out += n) {
         const char *w = (const char *)panel + (size_t)(row / panel_rows) * size;
@@ -2953,20 +2934,20 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
         n = panel_rows - row % panel_rows;
         if (n > n_rows - row) n = n_rows - row;
         n = n >= 16 ? 16 : n >= 8 ? 8 : n > 2 && !q4 ? 2 : n > 4 ? 4 : n;
-        if (n == 16 && q4) monet__int8_rows(out, w, r, 16, true, rows, groups, x);
-        else if (n == 16) monet__int8_rows(out, w, r, 16, false, rows, groups, x);
-        else if (n == 8 && q4) monet__int8_rows(out, w, r, 8, true, rows, groups, x);
-        else if (n == 8) monet__int8_rows(out, w, r, 8, false, rows, groups, x);
-        else if (q4) monet__int8_rows(out, w, r, n, true, rows, groups, x);
-        else monet__int8_rows(out, w, r, n, false, rows, groups, x);
+        if (n == 16 && q4) monet__int8_rows(out, w, r, 16, 4, true, rows, groups, x);
+        else if (n == 16) monet__int8_rows(out, w, r, 16, 8, false, rows, groups, x);
+        else if (n == 8 && q4) monet__int8_rows(out, w, r, 8, 2, true, rows, groups, x);
+        else if (n == 8) monet__int8_rows(out, w, r, 8, 4, false, rows, groups, x);
+        else if (q4) monet__int8_rows(out, w, r, n, 1, true, rows, groups, x);
+        else monet__int8_rows(out, w, r, n, 1, false, rows, groups, x);
     }
 }
 
 static const monet__fast monet__fast_vnni = {"vnni", NULL, NULL, monet__quantize_512,
                                              monet__dot_int8_512};
-static const monet__fast monet__fast_bf16 = {"bf16", monet__narrow_512, monet__dot_bf16,
+static const monet__fast monet__fast_bf16 = {"bf16", monet__round_512, monet__dot_bf16,
                                              monet__quantize_512, monet__dot_int8_512};
-static const monet__fast monet__fast_amx = {"amx", monet__narrow_512, monet__dot_amx,
+static const monet__fast monet__fast_amx = {"amx", monet__round_512, monet__dot_amx,
                                             monet__quantize_512, monet__dot_int8_512};
 
 /* Linux gives tiles to a process that asks for their registers (18); it may be refused. */
@@ -6867,7 +6848,7 @@ static void monet__split_token(monet_session *s, int t, const monet_real *x)
     monet__to_split(split, x, C);
     if (in->n == 1 && in->codes) in->fast->quantize(in->codes, split, groups);
     if (in->n > 1 && in->rounded)
-        in->fast->narrow(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
+        in->fast->round(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
 }
 
 static void monet__step_split(void *context, int t, int task)
