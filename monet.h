@@ -1667,12 +1667,15 @@ static const monet__kernels monet__scalar = {
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
 #define MONET__AHEAD 8192
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
-   gcc also reads from memory at each use what is used twice, unless told to KEEP it.             */
+   gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
+   what it had better read again, unless told that the pointer is NEW.                            */
 #ifdef __clang__
 #define MONET__UNROLL _Pragma("clang loop unroll(full)")
 #define MONET__KEEP(v) (void)0
+#define MONET__NEW(p) (void)0
 #else
 #define MONET__UNROLL _Pragma("GCC unroll 32")
+#define MONET__NEW(p) __asm__("" : "+r"(p))
 #ifdef __x86_64__
 #define MONET__KEEP(v) __asm__("" : "+x"(v))
 #else
@@ -1866,16 +1869,18 @@ MONET__INLINE void MONET__V(blend_tile)(const monet__blend *blend, monet_dtype d
                                              column + k % N * MONET__WIDTH));
     for (int i = 0; i < blend->count; i += pair)
         MONET__UNROLL for (int odd = 0; odd < pair; ++odd) {
+            const char *row = outer ? NULL : blend->w + g * blend->w_step +
+                                             (size_t)i * monet__code_bytes(dtype);
+            const char *scale = outer ? NULL : blend->w + g * blend->w_step + blend->scales + 2 * i;
             if (odd && i + odd == blend->count) break;
+            if (odd) MONET__NEW(row);
             MONET__UNROLL for (int k = 0; k < N; ++k) {
                 const int   c = k * MONET__WIDTH, half = c / MONET__LANES % 2 + side;
                 const int   part = c % MONET__LANES / MONET__WIDTH;
-                const char *w = outer ? NULL
-                              : blend->w + (g + (size_t)c / MONET__GROUP) * blend->w_step;
-                size_t      row = (size_t)i * monet__code_bytes(dtype);
+                size_t      next = c < MONET__GROUP ? 0 : blend->w_step;
                 v[k] = outer ? MONET__V(load)(blend->x[i] + g * MONET__GROUP + column + c)
-                     : pair == 2 ? MONET__V(weights)(w + row + 64 * half, w, dtype, odd, part)
-                     : MONET__V(weights)(w + row, w + blend->scales + 2 * i, dtype, half, part);
+                     : pair == 2 ? MONET__V(weights)(row + next + 64 * half, NULL, dtype, odd, part)
+                     : MONET__V(weights)(row + next, scale + next, dtype, half, part);
             }
             MONET__UNROLL for (int t = 0; t < T; ++t) {
                 MONET__V(vec) s = MONET__V(set1)((float)(outer ? blend->s[i][target + t]
@@ -1919,6 +1924,17 @@ MONET__INLINE void MONET__V(blend_all)(const monet__blend *blend, monet_dtype dt
     }
 }
 
+/* A function for each dtype: gcc has registers for one at a time. */
+#define MONET__SUM(d)                                                                              \
+    static MONET__TARGET __attribute__((noinline)) void MONET__V(sum_##d)(                         \
+        const monet__blend *blend, size_t groups, int n)                                           \
+    {                                                                                              \
+        const monet__blend own = *blend;                                                           \
+        MONET__V(blend_all)(&own, d, false, groups, n);                                            \
+    }
+MONET__DTYPES(MONET__SUM)
+#undef MONET__SUM
+
 static MONET__TARGET void MONET__V(sum_panel)(monet_real *const *y, const void *panel,
                                               monet_dtype dtype, int panel_rows, int n_rows,
                                               size_t groups, const monet_real *const *s, int n)
@@ -1927,7 +1943,7 @@ static MONET__TARGET void MONET__V(sum_panel)(monet_real *const *y, const void *
     monet__blend blend = {y, (const char *)panel, rows * monet__row_bytes(dtype),
                           rows * monet__code_bytes(dtype), NULL, 0, NULL, s, n_rows};
     switch (dtype) {
-#define MONET__CASE(d) case d: MONET__V(blend_all)(&blend, d, false, groups, n); break;
+#define MONET__CASE(d) case d: MONET__V(sum_##d)(&blend, groups, n); break;
         MONET__DTYPES(MONET__CASE)
 #undef MONET__CASE
     }
@@ -2397,6 +2413,7 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
 #undef MONET__KEEP
 #undef MONET__LITERAL
 #undef MONET__NAME
+#undef MONET__NEW
 #undef MONET__SELF
 #undef MONET__SIMD
 #undef MONET__TEXT
