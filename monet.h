@@ -8361,12 +8361,13 @@ static monet_real *monet__grad_of(const monet_trainer *t, const monet_tensor *w)
     return t->grads + w->offset / sizeof(monet_real);
 }
 
-/* Gradient of a product that read in: dW += dout x^T, and dsplit = or += W^T dout. */
-static monet__linear_back monet__back_job(const monet_trainer *t, const monet_tensor *w,
-                                          const monet_real *dout, size_t stride, bool adds)
+typedef enum monet__kind { MONET__SETS, MONET__ADDS, MONET__SPARSE } monet__kind;
+
+/* Gradient of a product that read in: dW += dout x^T; dsplit = W^T dout, or it adds. */
+static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
+                               size_t stride, monet__kind kind)
 {
     monet__linear_back job;
-    memset(&job, 0, sizeof job);
     job.w = w;
     job.dw = monet__grad_of(t, w);
     job.dout = dout;
@@ -8375,14 +8376,8 @@ static monet__linear_back monet__back_job(const monet_trainer *t, const monet_te
     job.dx = t->dsplit;
     job.x_stride = t->stride;
     job.n_tokens = t->BT;
-    job.fresh = !adds;
-    return job;
-}
-
-static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
-                               size_t stride, bool adds)
-{
-    monet__linear_back job = monet__back_job(t, w, dout, stride, adds);
+    job.fresh = kind == MONET__SETS;
+    job.sparse = kind == MONET__SPARSE;
     monet__linear_backward(&t->team, &job);
 }
 
@@ -8434,7 +8429,8 @@ static void monet__back_norm(monet_trainer *t, monet_real *x, const monet_tensor
 static void monet__back_logits(monet_trainer *t)
 {
     monet__train_norm(t, t->last, NULL, t->model->norm);
-    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size, false);
+    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size,
+                       MONET__SETS);
     memset(t->dx, 0, (size_t)t->BT * t->C * sizeof *t->dx);
     monet__back_norm(t, t->last, t->model->norm);
 }
@@ -8474,13 +8470,8 @@ static void monet__back_router(monet_trainer *t)
 {
     size_t HN = (size_t)t->moe.H * (size_t)t->moe.N;
     monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
-    for (size_t side = 0; side < 2; ++side) {
-        monet__linear_back job =
-            monet__back_job(t, t->w->w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1],
-                            t->moe.dgates + side * HN, 2 * HN, true);
-        job.sparse = true;
-        monet__linear_backward(&t->team, &job);
-    }
+    monet__back_linear(t, t->w->w[MONET__T_ROUTER1], t->moe.dgates, 2 * HN, MONET__SPARSE);
+    monet__back_linear(t, t->w->w[MONET__T_ROUTER2], t->moe.dgates + HN, 2 * HN, MONET__SPARSE);
 }
 
 /* dx of one token as dy of the experts, in two halves for VD; what they add to begins at 0. */
@@ -8555,13 +8546,13 @@ static void monet__back_attention(monet_trainer *t)
 {
     size_t C = t->C;
     t->in.x = t->own->attention;
-    monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, false);
+    monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, MONET__SETS);
     monet__each(&t->team, t->B * t->model->arch.n_kv_heads, monet__back_attention_head, t);
     monet__train_tokens(t, monet__train_heads);
     monet__train_norm(t, t->own->x, NULL, t->w->w[MONET__T_NORM1]);
-    monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, false);
-    monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, true);
-    monet__back_linear(t, t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C, true);
+    monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, MONET__SETS);
+    monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, MONET__ADDS);
+    monet__back_linear(t, t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C, MONET__ADDS);
     monet__back_norm(t, t->own->x, t->w->w[MONET__T_NORM1]);
 }
 
