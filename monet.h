@@ -3856,7 +3856,9 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
 /* ---- threads ----------------------------------------------------------------------- >>threads
    A team runs one function over items 0..count-1, split into contiguous ranges, one a thread. Work
    is split by output only, never by a sum, so the number of threads does not change a bit.
-   The pool sleeps when idle: a thread spins for about 50 us for the next job, then waits.        */
+   The pool has no more threads than there are processors. Who is awake takes the next task, so
+   nobody waits for a thread that the system does not run. It sleeps when idle: a thread spins for
+   about 50 us for the next job, then waits.                                                      */
 typedef void (*monet__item_fn)(void *context, int item, int task);
 
 #if defined(MONET_THREADS) && MONET__POSIX
@@ -3865,17 +3867,14 @@ typedef struct monet__pool {
     pthread_mutex_t lock;
     pthread_cond_t  wake, done;
     pthread_t       threads[256];
-    int             n_threads, n_started, owner;
+    int             n_started, owner;
     void (*task)(void *arg, int index);
     void *arg;
-    unsigned        job;     /* number of the current job */
-    int             running; /* workers that have not finished it */
-    bool            quit;
+    int   left;    /* tasks 1..left are not taken yet; atomic */
+    int   running; /* tasks that are not finished; atomic */
+    int   asleep;  /* threads that wait for a job */
+    bool  quit;
 } monet__pool;
-typedef struct monet__worker {
-    monet__pool *pool;
-    int          index;
-} monet__worker;
 #else
 #define MONET__POOL 0
 #endif
@@ -3886,7 +3885,6 @@ typedef struct monet__team {
     const monet__kernels  *kernels;
 #if MONET__POOL
     monet__pool    pool;
-    monet__worker  workers[256];
     bool           has_pool;
 #endif
 } monet__team;
@@ -3899,29 +3897,54 @@ static void monet__relax(void)
 #endif
 }
 
+/* Spins, for a while, until *value is zero or is not. */
+static bool monet__soon(int *value, bool zero)
+{
+    for (int spin = 0; spin < 700; ++spin) {
+        if ((__atomic_load_n(value, __ATOMIC_ACQUIRE) == 0) == zero) return true;
+        monet__relax();
+    }
+    return false;
+}
+
+/* Does a task. Those of one job are all taken, and done, before the next job is written. */
+static void monet__pool_task(monet__pool *pool, int index)
+{
+    pool->task(pool->arg, index);
+    if (__atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL)) return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void monet__pool_tasks(monet__pool *pool)
+{
+    int left = __atomic_load_n(&pool->left, __ATOMIC_ACQUIRE);
+    while (left > 0)
+        if (__atomic_compare_exchange_n(&pool->left, &left, left - 1, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE)) {
+            monet__pool_task(pool, left);
+            left = __atomic_load_n(&pool->left, __ATOMIC_ACQUIRE);
+        }
+}
+
 static void *monet__work(void *arg)
 {
-    monet__worker *me = (monet__worker *)arg;
-    monet__pool   *pool = me->pool;
-    unsigned       seen = 0;
+    monet__pool *pool = (monet__pool *)arg;
+    bool         quit = false;
     (void)fesetenv(FE_DFL_ENV);
-    for (;;) {
-        for (int spin = 0; spin < 700; ++spin) {
-            if (__atomic_load_n(&pool->job, __ATOMIC_ACQUIRE) != seen) break;
-            monet__relax();
-        }
+    while (!quit) {
+        monet__pool_tasks(pool);
+        if (monet__soon(&pool->left, false)) continue;
         pthread_mutex_lock(&pool->lock);
-        while (pool->job == seen && !pool->quit) pthread_cond_wait(&pool->wake, &pool->lock);
-        seen = pool->job;
+        ++pool->asleep;
+        while (!__atomic_load_n(&pool->left, __ATOMIC_ACQUIRE) && !pool->quit)
+            pthread_cond_wait(&pool->wake, &pool->lock);
+        --pool->asleep;
+        quit = pool->quit;
         pthread_mutex_unlock(&pool->lock);
-        if (pool->quit) return NULL;
-        if (me->index < pool->n_threads) pool->task(pool->arg, me->index);
-        if (__atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL) == 0) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->lock);
-        }
     }
+    return NULL;
 }
 
 static void monet__pool_stop(monet__pool *pool)
@@ -3939,6 +3962,9 @@ static void monet__pool_stop(monet__pool *pool)
 static bool monet__pool_start(monet__team *team)
 {
     monet__pool *pool = &team->pool;
+    long         n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n < 2) n = 2; /* one is perhaps a guess */
+    if (n > team->n) n = team->n;
     if (pthread_mutex_init(&pool->lock, NULL)) return false;
     if (pthread_cond_init(&pool->wake, NULL)) {
         pthread_mutex_destroy(&pool->lock);
@@ -3950,11 +3976,8 @@ static bool monet__pool_start(monet__team *team)
         return false;
     }
     pool->owner = (int)getpid();
-    while (pool->n_started < team->n - 1) {
-        monet__worker *worker = &team->workers[pool->n_started];
-        worker->pool = pool;
-        worker->index = pool->n_started + 1;
-        if (pthread_create(&pool->threads[pool->n_started], NULL, monet__work, worker)) {
+    while (pool->n_started < n - 1) {
+        if (pthread_create(&pool->threads[pool->n_started], NULL, monet__work, pool)) {
             monet__pool_stop(pool);
             return false;
         }
@@ -3968,16 +3991,13 @@ static void monet__pool_run(monet__pool *pool, int count, void (*task)(void *, i
     pthread_mutex_lock(&pool->lock);
     pool->task = task;
     pool->arg = arg;
-    pool->n_threads = count;
-    __atomic_store_n(&pool->running, pool->n_started, __ATOMIC_RELEASE);
-    __atomic_store_n(&pool->job, pool->job + 1, __ATOMIC_RELEASE);
-    pthread_cond_broadcast(&pool->wake);
+    __atomic_store_n(&pool->running, count, __ATOMIC_RELEASE);
+    __atomic_store_n(&pool->left, count - 1, __ATOMIC_RELEASE);
+    if (pool->asleep) pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
-    task(arg, 0);
-    for (int spin = 0; spin < 700; ++spin) {
-        if (!__atomic_load_n(&pool->running, __ATOMIC_ACQUIRE)) return;
-        monet__relax();
-    }
+    monet__pool_task(pool, 0);
+    monet__pool_tasks(pool);
+    if (monet__soon(&pool->running, true)) return;
     pthread_mutex_lock(&pool->lock);
     while (__atomic_load_n(&pool->running, __ATOMIC_ACQUIRE))
         pthread_cond_wait(&pool->done, &pool->lock);
