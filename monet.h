@@ -4837,11 +4837,28 @@ static void monet__moe_p(void *context, int item, int task)
             s_j[j * rows + m + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
 }
 
+/* y[t] += sum[t] * B_i, columns at..stop-1: one token from where B is, many from a row as numbers. */
+static void monet__moe_add_bias(const monet__moe *moe, monet_real *const *y,
+                                const monet_real *const *sum, const monet_tensor *b, size_t at,
+                                size_t stop, int n)
+{
+    monet_real row[MONET__BLOCK_GROUPS * MONET__GROUP];
+    size_t     groups = (stop - at + MONET__GROUP - 1) / MONET__GROUP;
+    if (n == 1 || groups > MONET__BLOCK_GROUPS) {
+        for (int t = 0; t < n; ++t)
+            moe->kernels->axpy(y[t], *sum[t], b->data, b->dtype, at, stop - at);
+        return;
+    }
+    memset(row, 0, sizeof row);
+    moe->kernels->axpy(row, 1, b->data, b->dtype, at, stop - at);
+    moe->kernels->sum_panel(y, row, MONET_F32, 1, 1, groups, sum, n);
+}
+
 /* Adds half-expert i to the columns of groups first..end-1, for all its tokens. */
 static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
 {
-    const monet_tensor *v = moe->w->v[axis], *b = moe->w->b[axis];
-    const monet_real   *s[MONET__TOKENS];
+    const monet_tensor *v = moe->w->v[axis];
+    const monet_real   *s[MONET__TOKENS], *sum[MONET__TOKENS];
     monet_real         *y[MONET__TOKENS];
     size_t              half = axis && !moe->horizontal, at = (size_t)first * MONET__GROUP;
     size_t              column = half * (moe->y_stride / 2) + at, rows = monet__panel_rows(v);
@@ -4854,13 +4871,13 @@ static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
         int             n = 0;
         for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
             s[n] = moe->s[axis] + user[2 * n + 1] * (size_t)moe->n_rows;
+            sum[n] = moe->sums[axis] + user[2 * n + 1];
             y[n] = moe->y + user[2 * n] * moe->y_stride + column;
         }
         moe->kernels->sum_panel(y, panel, v->dtype, (int)rows, moe->n_rows, (size_t)(end - first),
                                 s, n);
-        for (int t = 0; t < n; ++t)
-            moe->kernels->axpy(y[t], moe->sums[axis][user[2 * t + 1]], b->data, b->dtype,
-                               (size_t)i * width + at, stop - at);
+        monet__moe_add_bias(moe, y, sum, moe->w->b[axis], (size_t)i * width + at,
+                            (size_t)i * width + stop, n);
     }
 }
 
