@@ -4146,7 +4146,7 @@ static int monet__n_panels(const monet_tensor *w)
     return (int)((w->shape[0] + w->panel - 1) / w->panel);
 }
 
-/* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, the others follow. */
+/* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, 1 and 0 the rest. */
 static const uint16_t *monet__rounded(const monet__input *in, size_t t, size_t groups, int part)
 {
     return in->rounded + t * in->rounded_stride + (size_t)part * groups * MONET__GROUP;
@@ -4462,7 +4462,8 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
         z[i] = (z[i] - mean) * rstd >= cut ? monet__exp(z[i] - top) : 0;
         sum += z[i];
     }
-    for (int i = 0; i < N; ++i) z[i] /= sum;
+    for (int i = 0; i < N; ++i)
+        if (z[i] != 0) z[i] /= sum;
     return true;
 }
 
@@ -4837,7 +4838,7 @@ static void monet__moe_p(void *context, int item, int task)
             s_j[j * rows + m + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
 }
 
-/* y[t] += sum[t] * B_i, columns at..stop-1: one token from where B is, many from a row as numbers. */
+/* y[t] += sum[t] * B_i, elements at..stop-1 of B: for many tokens, as a panel of one row. */
 static void monet__moe_add_bias(const monet__moe *moe, monet_real *const *y,
                                 const monet_real *const *sum, const monet_tensor *b, size_t at,
                                 size_t stop, int n)
@@ -6768,6 +6769,7 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            s->B, a->n_heads);
     s->D = a->dim / a->n_heads;
     s->padded = (int)monet__round_up((uint64_t)s->D, MONET__GROUP);
+    s->in = monet__input_of(NULL, 0, 0);
     s->row = (size_t)monet__round_up((uint64_t)s->S, MONET__LANES) + 2 * (size_t)s->padded;
     s->block = (1 << 20) / s->S; /* scores of a task take 4 MB, or one row */
     s->block = s->block < 1 ? 1 : s->block > MONET__TOKENS ? MONET__TOKENS : s->block;

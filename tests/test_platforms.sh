@@ -1,8 +1,8 @@
 #!/bin/sh
 # The same greedy text on every machine that can be had or emulated here:
-# sh tests/test_platforms.sh [FOLDER]     FOLDER (default: a new one, removed again) keeps the builds
+# sh tests/test_platforms.sh [FOLDER]   FOLDER (default: a new one, removed again) keeps the builds
 #
-# Takes some minutes, so tests/run.sh leaves it out. What is not installed here is noted and skipped.
+# Takes some minutes, so tests/run.sh leaves it out. What is not installed is noted and skipped.
 # On Debian: apt-get install qemu-user strace tcc musl-tools node lld wasi-libc
 #   libclang-rt-14-dev-wasm32 gcc-{aarch64,riscv64,powerpc64le,s390x,i686}-linux-gnu
 #   gcc-arm-linux-gnueabihf, and with them libc6-dev-{arm64,riscv64,ppc64el,s390x,i386,armhf}-cross
