@@ -1432,8 +1432,8 @@ static monet_real monet__tree(monet_real *lanes)
     return lanes[0];
 }
 
-/* out[t][r] = row r of the panel . x[t], for the panel's first n_rows rows and all tokens; x is in
-   split order, and so are the rows.                                                              */
+/* out[t][r] = row r . x[t] for n_rows rows and all tokens, of one panel or of several that follow one
+   another; x is in split order, and so are the rows.                                             */
 static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
                              const monet_real *const *x, int n_tokens)
@@ -1442,10 +1442,10 @@ static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dt
     for (int r = 0; r < n_rows; ++r)
         for (int t = 0; t < n_tokens; ++t) {
             monet_real  lanes[MONET__LANES] = {0}, row[MONET__GROUP];
-            const char *w = (const char *)panel;
+            const char *w = (const char *)panel + (size_t)(r / panel_rows) * groups * size;
             for (size_t g = 0; g < groups; ++g, w += size) {
                 const monet_real *in = x[t] + g * MONET__GROUP;
-                monet__widen(row, w, dtype, panel_rows, r);
+                monet__widen(row, w, dtype, panel_rows, r % panel_rows);
                 for (int l = 0; l < MONET__LANES; ++l) lanes[l] += row[l] * in[l];
                 for (int l = 0; l < MONET__LANES; ++l)
                     lanes[l] += row[l + MONET__LANES] * in[l + MONET__LANES];
@@ -1665,7 +1665,12 @@ static const monet__kernels monet__scalar = {
 #define MONET__V(name) MONET__NAME(name, MONET__VEC)
 #define MONET__INLINE static inline __attribute__((always_inline)) MONET__TARGET
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
-#define MONET__AHEAD 8192
+#ifndef MONET__FAR
+#define MONET__FAR 16384 /* bytes ahead, see fetch: within many panels */
+#endif
+#ifndef MONET__NEAR
+#define MONET__NEAR 2048 /* and within one */
+#endif
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
    gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
    what it had better read again, unless told that the pointer is NEW.                            */
@@ -1745,11 +1750,14 @@ MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, 
     return ((MONET__V(vec))bits - MONET__V(set1)(8388608 + zero)) * MONET__V(set1)(by);
 }
 
-/* For one token weights come from memory, once: asks for those 8 KB ahead, if before `end`. */
-MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size)
+/* For one token weights come from memory, once: asks for `size` bytes that come later, before `end`.
+   Of 1 KB it asks for each quarter at another distance: memory is read faster at several places. */
+MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size, size_t distance)
 {
-    if ((size_t)(end - w) >= MONET__AHEAD + size)
-        for (size_t k = 0; k < size; k += 64) __builtin_prefetch(w + MONET__AHEAD + k);
+    for (const char *p = w; p < w + size; p += 64) {
+        size_t ahead = ((uintptr_t)p / 256 % 4 + 1) * distance;
+        if ((size_t)(end - p) > ahead) __builtin_prefetch(p + ahead);
+    }
 }
 
 #if MONET__PARTS > 1
@@ -1771,13 +1779,15 @@ MONET__INLINE void MONET__V(trees)(monet_real *const *out, int at, const MONET__
 }
 #endif
 
-/* R rows, of which `rows` count, times T tokens; scales, if any, begin at w + scales. */
+/* R rows, of which `rows` count, times T tokens; scales, if any, begin at w + scales. Weights are
+   fetched up to `until`, if it is not NULL.                                                      */
 MONET__INLINE void MONET__V(dot_tile)(monet_real *const *out, int at, const char *w, size_t scales,
-                                      monet_dtype dtype, size_t stride, int rows, size_t groups,
-                                      const monet_real *const *x, int R, int T)
+                                      const char *until, monet_dtype dtype, size_t stride,
+                                      int rows, size_t groups, const monet_real *const *x, int R,
+                                      int T)
 {
     const char    *end = w + groups * stride;
-    size_t         row[16], scale[16];
+    size_t         row[16], scale[16], distance = until > end ? MONET__FAR : MONET__NEAR;
     MONET__V(vec)  sum[MONET__SUMS], v[4], f;
     MONET__UNROLL for (int r = 0; r < R; ++r) {
         row[r] = R > 4 || r < rows ? (size_t)r * monet__code_bytes(dtype) : 0;
@@ -1785,7 +1795,7 @@ MONET__INLINE void MONET__V(dot_tile)(monet_real *const *out, int at, const char
     }
     MONET__UNROLL for (int k = 0; k < MONET__SUMS; ++k) sum[k] = MONET__V(set1)(0);
     for (size_t column = 0; w < end; w += stride, column += MONET__GROUP) {
-        if (T == 1 && at == 0) MONET__V(fetch)(w, end, stride);
+        if (T == 1 && until) MONET__V(fetch)(w, until, stride, distance);
         MONET__UNROLL for (int part = 0; part < 2 * MONET__PARTS; ++part) { /* of both halves */
             const int half = part / MONET__PARTS, k = part % MONET__PARTS;
             if (T > 1)
@@ -1805,14 +1815,14 @@ MONET__INLINE void MONET__V(dot_tile)(monet_real *const *out, int at, const char
 }
 
 MONET__INLINE void MONET__V(dot_any)(monet_real *const *out, const char *w, monet_dtype dtype,
-                                     int panel_rows, int n_rows, size_t groups,
-                                     const monet_real *const *x, int n)
+                                     int panel_rows, int n_rows, size_t groups, int first,
+                                     const char *end, const monet_real *const *x, int n)
 {
     const size_t size = monet__code_bytes(dtype);
     const size_t stride = (size_t)panel_rows * monet__row_bytes(dtype);
 #define MONET__TILE(R, T)                                                                          \
-    MONET__V(dot_tile)(out, r, w + (size_t)r * size, scales, dtype, stride, left < R ? left : R,  \
-                       groups, x, R, T)
+    MONET__V(dot_tile)(out, first + r, w + (size_t)r * size, scales, r ? NULL : end, dtype,        \
+                       stride, left < R ? left : R, groups, x, R, T)
     for (int T; n > 0; n -= T, out += T, x += T) {
         T = n < MONET__TILE_TOKENS ? n : MONET__TILE_TOKENS; /* one alone costs as much as two: */
         if (n == MONET__TILE_TOKENS + 1) --T;
@@ -1841,11 +1851,16 @@ static MONET__TARGET void MONET__V(dot_panel)(monet_real *const *out, const void
                                               size_t groups, const monet_real *const *x, int n)
 {
     const char *w = (const char *)panel;
-    switch (dtype) {
+    size_t      size = (size_t)panel_rows * monet__row_bytes(dtype) * groups;
+    const char *end = w + (size_t)((n_rows + panel_rows - 1) / panel_rows) * size;
+    for (int first = 0; first < n_rows; first += panel_rows, w += size) {
+        int rows = n_rows - first < panel_rows ? n_rows - first : panel_rows;
+        switch (dtype) {
 #define MONET__CASE(d)                                                                             \
-    case d: MONET__V(dot_any)(out, w, d, panel_rows, n_rows, groups, x, n); break;
-        MONET__DTYPES(MONET__CASE)
+        case d: MONET__V(dot_any)(out, w, d, panel_rows, rows, groups, first, end, x, n); break;
+            MONET__DTYPES(MONET__CASE)
 #undef MONET__CASE
+        }
     }
 }
 
@@ -1905,7 +1920,7 @@ MONET__INLINE void MONET__V(blend_all)(const monet__blend *blend, monet_dtype dt
         bool   all = h + step <= half_groups;
         if (n == 1 && !outer && h % 2 == 0)
             MONET__V(fetch)(blend->w + g * blend->w_step, blend->w + groups * blend->w_step,
-                            (step + 1) / 2 * blend->w_step);
+                            (step + 1) / 2 * blend->w_step, MONET__NEAR);
 #define MONET__TILE(T)                                                                             \
     if (MONET__PARTS > 1) MONET__V(blend_tile)(blend, dtype, outer, g, side, t, T, MONET__PARTS); \
     else if (all) MONET__V(blend_tile)(blend, dtype, outer, g, side, t, T, 4);                     \
@@ -2406,7 +2421,8 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     (void)wanted;
     return &monet__scalar;
 }
-#undef MONET__AHEAD
+#undef MONET__FAR
+#undef MONET__NEAR
 #undef MONET__DTYPES
 #undef MONET__INLINE
 #undef MONET__JOIN
@@ -4159,6 +4175,14 @@ static void monet__linear_exact(const monet__linear *job, const monet__product *
     const monet__input *in = job->in;
     const monet_real   *x[MONET__TOKENS];
     monet_real         *out[MONET__TOKENS];
+    if (in->n == 1) {
+        const char *panel = (const char *)p->w->data + (size_t)(first / p->w->panel) *
+                            monet__panel_bytes(p->w);
+        x[0] = in->x, out[0] = p->out + first;
+        job->kernels->dot_panel(out, panel, p->w->dtype, p->w->panel, end - first,
+                                monet__n_groups(p->w), x, 1);
+        return;
+    }
     for (int from = 0; from < in->n; from += MONET__BLOCK_TOKENS) { /* these stay in cache */
         int to = in->n - from < MONET__BLOCK_TOKENS ? in->n : from + MONET__BLOCK_TOKENS;
         for (int r = first; r < end; r += p->w->panel) {
