@@ -785,6 +785,7 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
+#define MONET__SHARES 8 /* parts that the work of a thread is cut into; who is free takes one */
 #define MONET__BLOCK_TOKENS 128 /* tokens of a product that stay in cache */
 #define MONET__FAST_TOKENS 512 /* and one of fast mode */
 #define MONET__FAST_LEAST 4 /* fewer tokens of a half-expert are quicker in f32 */
@@ -3870,8 +3871,9 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
 }
 
 /* ---- threads ----------------------------------------------------------------------- >>threads
-   A team runs one function over items 0..count-1, split into contiguous ranges, one a thread. Work
-   is split by output only, never by a sum, so the number of threads does not change a bit.
+   A team runs one function over items 0..count-1; tasks take some of them at a time, until none is
+   left. Work is split by output only, never by a sum, so it does not matter who does what: the
+   number of threads does not change a bit.
    The pool has no more threads than there are processors. Who is awake takes the next task, so
    nobody waits for a thread that the system does not run. It sleeps when idle: a thread spins for
    about 50 us for the next job, then waits.                                                      */
@@ -4050,19 +4052,40 @@ static void monet__team_stop(monet__team *team)
 typedef struct monet__job {
     monet__item_fn fn;
     void          *context;
-    int            count, n_tasks;
+    int            count, n_tasks, step;
+    int            next;    /* first item that nobody has taken; atomic */
     bool           foreign; /* on threads of the host, in whatever mode they are */
 } monet__job;
 
+/* The next items for a task: `step` of them from the one that is returned on. */
+static int monet__job_next(monet__job *job, int *share)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    (void)share;
+    return __atomic_fetch_add(&job->next, job->step, __ATOMIC_RELAXED);
+#else /* the n-th share of a task lies n * n_tasks shares behind its first */
+    int first = *share;
+    *share += job->n_tasks;
+    return first * job->step;
+#endif
+}
+
 static void monet__job_task(void *arg, int index)
 {
-    const monet__job *job = (const monet__job *)arg;
-    fenv_t            own;
-    int64_t           first = (int64_t)job->count * index / job->n_tasks;
-    int64_t           end = (int64_t)job->count * (index + 1) / job->n_tasks;
+    monet__job *job = (monet__job *)arg;
+    fenv_t      own;
+    int         share = index;
     if (job->foreign) monet__mode_begin(&own);
-    for (int64_t item = first; item < end; ++item) job->fn(job->context, (int)item, index);
+    for (int first; (first = monet__job_next(job, &share)) < job->count;)
+        for (int item = first; item < first + job->step && item < job->count; ++item)
+            job->fn(job->context, item, index);
     if (job->foreign) monet__mode_end(&own);
+}
+
+/* How many parts work is to be cut into that has no items of its own. */
+static int monet__shares(const monet__team *team)
+{
+    return team->n > 1 ? team->n * MONET__SHARES : 1;
 }
 
 /* fn(context, item, task) for each item; task is below team->n and names scratch memory. */
@@ -4073,6 +4096,8 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
     job.context = context;
     job.count = count;
     job.n_tasks = team->n < count ? team->n : count;
+    job.step = count / (team->n * MONET__SHARES) + 1;
+    job.next = 0;
     job.foreign = job.n_tasks > 1 && team->host.parallel_fn;
     if (job.foreign) {
         team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
@@ -4144,7 +4169,7 @@ typedef struct monet__linear {
     const monet__kernels *kernels;
     const monet__product *products;
     const monet__input   *in;
-    int                   n_products, n_tasks;
+    int                   n_products, n_shares;
 } monet__linear;
 
 static monet__input monet__input_of(const monet_real *x, size_t stride, int n)
@@ -4232,15 +4257,15 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
     return true;
 }
 
-/* One task's share of the panels of all products. */
+/* A share of the panels of all products. */
 static void monet__linear_share(void *context, int item, int task)
 {
     const monet__linear *job = (const monet__linear *)context;
     for (int k = 0; k < job->n_products; ++k) {
         const monet__product *p = &job->products[k];
         int64_t panels = monet__n_panels(p->w), rows = p->w->shape[0];
-        int64_t first = panels * item / job->n_tasks * p->w->panel;
-        int64_t end = panels * (item + 1) / job->n_tasks * p->w->panel;
+        int64_t first = panels * item / job->n_shares * p->w->panel;
+        int64_t end = panels * (item + 1) / job->n_shares * p->w->panel;
         if (end > rows) end = rows;
         if (first < end && !(job->in->fast && monet__linear_fast(job, p, (int)first, (int)end,
                                                                  task)))
@@ -4256,8 +4281,8 @@ static void monet__linear_forward(monet__team *team, const monet__product *produ
     job.products = products;
     job.n_products = n_products;
     job.in = in;
-    job.n_tasks = team->n;
-    monet__each(team, team->n, monet__linear_share, &job);
+    job.n_shares = monet__shares(team);
+    monet__each(team, job.n_shares, monet__linear_share, &job);
 }
 
 #ifndef MONET_NO_TRAINING
@@ -4750,7 +4775,7 @@ typedef void (*monet__half_fn)(monet__moe *moe, int axis, int i, int task);
 
 typedef struct monet__moe_job {
     monet__moe                *moe;
-    int                        n_tasks;
+    int                        n_shares;
     monet__half_fn             fn;
     const monet_tensor *const *weights; /* (2) */
 } monet__moe_job;
@@ -4767,7 +4792,7 @@ static void monet__moe_share(void *context, int item, int task)
         for (int i = 0; i < moe->N; ++i) {
             uint64_t begin = at + moe->start[axis][i];
             if (moe->start[axis][i] < moe->start[axis][i + 1] &&
-                begin * (uint64_t)job->n_tasks / total == (uint64_t)item)
+                begin * (uint64_t)job->n_shares / total == (uint64_t)item)
                 job->fn(moe, axis, i, task);
         }
         at += moe->start[axis][moe->N];
@@ -4779,10 +4804,10 @@ static void monet__moe_halves(monet__moe *moe, monet__team *team, monet__half_fn
 {
     monet__moe_job job;
     job.moe = moe;
-    job.n_tasks = team->n;
+    job.n_shares = monet__shares(team);
     job.fn = fn;
     job.weights = weights;
-    monet__each(team, team->n, monet__moe_share, &job);
+    monet__each(team, job.n_shares, monet__moe_share, &job);
 }
 
 /* U n of one half-expert and a block of its tokens. */
@@ -4914,8 +4939,8 @@ static void monet__moe_v(void *context, int item, int task)
     int                   n_axes = moe->horizontal ? 1 : 2;
     int                   groups = (int)(moe->y_stride / MONET__GROUP) / n_axes;
     int                   total = groups * n_axes, block = moe->end - moe->first > 16 ? 4 : total;
-    int first = (int)((int64_t)total * item / job->n_tasks);
-    int end = (int)((int64_t)total * (item + 1) / job->n_tasks);
+    int first = (int)((int64_t)total * item / job->n_shares);
+    int end = (int)((int64_t)total * (item + 1) / job->n_shares);
     (void)task;
     while (first < end) {
         int axis = moe->horizontal ? 1 : first / groups, base = first / groups * groups;
@@ -4938,13 +4963,13 @@ static void monet__moe_forward(monet__moe *moe, monet__team *team, const monet__
     moe->w = w;
     moe->in = in;
     job.moe = moe;
-    job.n_tasks = team->n;
+    job.n_shares = in->n > 1 ? monet__shares(team) : team->n;
     memset(moe->y, 0, (size_t)in->n * moe->y_stride * sizeof *moe->y);
     for (int t = 0; t < in->n; t = moe->end) {
         monet__moe_route(moe, team, t, in->n);
         monet__moe_halves(moe, team, monet__half_expert, w->u);
         monet__each(team, moe->end - t, monet__moe_p, moe);
-        monet__each(team, team->n, monet__moe_v, &job);
+        monet__each(team, job.n_shares, monet__moe_v, &job);
     }
 }
 
@@ -5114,9 +5139,9 @@ static void monet__moe_dx(void *context, int item, int task)
     const monet__moe_job *job = (const monet__moe_job *)context;
     monet__moe           *moe = job->moe;
     int                   groups = (moe->C + MONET__GROUP - 1) / MONET__GROUP;
-    int                   end = (int)((int64_t)groups * (item + 1) / job->n_tasks);
+    int                   end = (int)((int64_t)groups * (item + 1) / job->n_shares);
     (void)task;
-    for (int g = (int)((int64_t)groups * item / job->n_tasks); g < end; g += 4)
+    for (int g = (int)((int64_t)groups * item / job->n_shares); g < end; g += 4)
         for (int axis = 0; axis < 2; ++axis)
             for (int i = 0; moe->w->u[axis] && i < moe->N; ++i)
                 monet__moe_dx_half(moe, axis, i, g, g + 4 < end ? g + 4 : end);
@@ -5129,7 +5154,7 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
     monet__moe_job job;
     memset(&job, 0, sizeof job);
     job.moe = moe;
-    job.n_tasks = team->n;
+    job.n_shares = monet__shares(team);
     moe->kernels = team->kernels;
     moe->w = w;
     moe->in = in;
@@ -5144,7 +5169,7 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
         monet__moe_halves(moe, team, monet__moe_dv, w->v);
         monet__each(team, n, monet__moe_dp, moe);
         monet__moe_halves(moe, team, monet__moe_du, w->u);
-        monet__each(team, team->n, monet__moe_dx, &job);
+        monet__each(team, job.n_shares, monet__moe_dx, &job);
     }
 }
 #endif
@@ -8948,6 +8973,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__BIG_ENDIAN
 #undef MONET__BLOCK_GROUPS
 #undef MONET__BLOCK_TOKENS
+#undef MONET__SHARES
 #undef MONET__FAST_LEAST
 #undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
