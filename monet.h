@@ -971,25 +971,17 @@ static uint16_t monet__to_f16(float f)
     if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((rest >> 13) & 0x3ffu));
     if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more round to inf */
     if (rest < 0x33000000u) return (uint16_t)sign;              /* below 2^-25: zero */
-    if (rest >= 0x38800000u) {
-        rest -= 0x38000000u;        /* normal in f16 */
-    } else {
-        shift = 126 - (rest >> 23); /* subnormal: 14..24 bits fall off */
+    if (rest < 0x38800000u) { /* subnormal in f16: 14..24 bits fall off */
+        shift = 126 - (rest >> 23);
         rest = (rest & 0x7fffffu) | 0x800000u;
-    }
+    } else rest -= 0x38000000u;
     return (uint16_t)(sign | (rest + (1u << (shift - 1)) - 1 + (rest >> shift & 1)) >> shift);
 }
 
 MONET_API const char *monet_dtype_name(monet_dtype dtype)
 {
-    switch (dtype) {
-    case MONET_F32: return "f32";
-    case MONET_F16: return "f16";
-    case MONET_BF16: return "bf16";
-    case MONET_Q8: return "q8";
-    case MONET_Q4: return "q4";
-    default: return "unknown";
-    }
+    static const char *const names[] = {"f32", "f16", "bf16", "q8", "q4"};
+    return (unsigned)dtype <= MONET_Q4 ? names[dtype] : "unknown";
 }
 
 /* The native type is monet_real: 8 bytes in a test build with double. */
@@ -1083,15 +1075,12 @@ static void monet__mode_end(const fenv_t *own) { (void)fesetenv(own); }
    XXH64 with seed 0, for accidents only. Streaming: any pieces give the hash of the whole.       */
 typedef struct monet__hash {
     uint64_t lane[4], total;
-    uint8_t  buffer[32];
-    size_t   n;
+    uint8_t  buffer[32]; /* total % 32 bytes wait here */
 } monet__hash;
 
-#define MONET__P1 0x9e3779b185ebca87u
-#define MONET__P2 0xc2b2ae3d27d4eb4fu
-#define MONET__P3 0x165667b19e3779f9u
-#define MONET__P4 0x85ebca77c2b2ae63u
-#define MONET__P5 0x27d4eb2f165667c5u
+static const uint64_t MONET__P1 = 0x9e3779b185ebca87u, MONET__P2 = 0xc2b2ae3d27d4eb4fu,
+                      MONET__P3 = 0x165667b19e3779f9u, MONET__P4 = 0x85ebca77c2b2ae63u,
+                      MONET__P5 = 0x27d4eb2f165667c5u;
 
 static uint64_t monet__rotate(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
 
@@ -1111,22 +1100,20 @@ static void monet__hash_begin(monet__hash *h)
 static void monet__hash_add(monet__hash *h, const void *data, size_t size)
 {
     const uint8_t *p = (const uint8_t *)data;
-    h->total += size;
-    while (size) {
-        size_t take = 32 - h->n < size ? 32 - h->n : size;
-        const uint8_t *block = take == 32 ? p : h->buffer;
-        if (take < 32) memcpy(h->buffer + h->n, p, take);
-        h->n += take, p += take, size -= take;
-        if (h->n < 32) return;
-        for (int k = 0; k < 4; ++k)
+    for (size_t take; size; p += take, size -= take) {
+        size_t         n = h->total % 32;
+        const uint8_t *block = n || size < 32 ? h->buffer : p;
+        take = 32 - n < size ? 32 - n : size;
+        if (block != p) memcpy(h->buffer + n, p, take);
+        h->total += take;
+        for (int k = 0; k < 4 && n + take == 32; ++k)
             h->lane[k] = monet__hash_round(h->lane[k], monet__u64(block + 8 * k));
-        h->n = 0;
     }
 }
 
 static uint64_t monet__hash_end(const monet__hash *h)
 {
-    const uint8_t *p = h->buffer, *end = p + h->n;
+    const uint8_t *p = h->buffer, *end = p + h->total % 32;
     uint64_t       x = MONET__P5;
     if (h->total >= 32) {
         x = monet__rotate(h->lane[0], 1) + monet__rotate(h->lane[1], 7) +
@@ -3047,6 +3034,7 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
    the text says; a new pair may be better than the one just merged; equal scores go by place; a
    character cut off by the end of the text is bytes.                                             */
 enum {
+    MONET__TOK_HEADER    = 32,      /* bytes of the section's header */
     MONET__TOK_MAX_PIECE = 512,     /* bytes of a piece: bounds what a made-up one can cost */
     MONET__TOK_MAX_COUNT = 1 << 24, /* pieces; merges */
     MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; of one word to encode */
@@ -3167,24 +3155,25 @@ static uint64_t monet__tok_hash(const char *s, size_t n)
     return hash;
 }
 
-/* Where to start in a table of n. It has PROBES more places at its end, the last always free. */
+/* Where to start in a table of n. It has PROBES more places at its end; the last one is always free
+   and stands for "too many probes".                                                              */
 static size_t monet__tok_home(uint64_t mixed, uint32_t n)
 {
     return (size_t)((mixed >> 32) * n >> 32);
 }
 
-/* The place of this pair, or the free one (result < 0) for it; NULL: too many probes. */
+/* The place of this pair, or the free one (result < 0) for it. */
 static monet__tok_pair *monet__tok_pair_at(const monet_tokenizer *t, int32_t left, int32_t right)
 {
     uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
     monet__tok_pair *pair = t->pairs + monet__tok_home(monet__mix(key), t->n_pairs);
     monet__tok_pair *end = pair + MONET__TOK_PROBES - 1;
     while (pair < end && pair->result >= 0 && (pair->left != left || pair->right != right)) ++pair;
-    return pair < end ? pair : NULL;
+    return pair < end ? pair : t->pairs + t->n_pairs + MONET__TOK_PROBES - 1;
 }
 
 /* The place of the piece with one of these marks and plain bytes s, or, with marks 0, of the piece
-   that is written s; or the free one (id < 0) for it; NULL: too many probes.                     */
+   that is written s; or the free one (id -1) for it.                                             */
 static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t hash, const char *s,
                                            size_t n, unsigned marks)
 {
@@ -3198,14 +3187,7 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t ha
         if (!marks) p = monet__tok_piece(t, name->id);
         if ((size_t)p.size == n && memcmp(p.bytes, s, n) == 0) break;
     }
-    return name < end ? name : NULL;
-}
-
-static int32_t monet__tok_lookup(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n,
-                                 unsigned marks)
-{
-    const monet__tok_name *name = monet__tok_name_at(t, hash, s, n, marks);
-    return name ? name->id : -1;
+    return name < end ? name : t->names + t->n_names + MONET__TOK_PROBES - 1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
@@ -3309,7 +3291,8 @@ static monet_result monet__tok_add_name(monet_tokenizer *t, int32_t id, monet_er
     uint8_t lead = (uint8_t)plain[0];
     uint8_t mark = p.type == MONET_PIECE_USER ? MONET__TOK_USER
                  : p.type == MONET_PIECE_CONTROL ? MONET__TOK_CONTROL : 0;
-    if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
+    if (name == t->names + t->n_names + MONET__TOK_PROBES - 1)
+        return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
     if (name->id >= 0)
         return monet__tok_fail(t, id, "the same bytes as piece", name->id, "others", err);
     name->id = id;
@@ -3353,7 +3336,8 @@ static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_
                                         int32_t result, uint32_t priority, monet_error *err)
 {
     monet__tok_pair *pair = monet__tok_pair_at(t, left, right);
-    if (!pair) return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
+    if (pair == t->pairs + t->n_pairs + MONET__TOK_PROBES - 1)
+        return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
     MONET__NEED(FORMAT, pair->result < 0,
                 "tokenizer: merge %U is of the same pieces %d and %d as merge %U",
                 (uint64_t)priority, left, right, (uint64_t)pair->priority);
@@ -3379,8 +3363,8 @@ static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_
         int32_t l, r = -1;
         right += ((uint8_t)s[i] + 1u) * power;
         if (((uint8_t)s[i] & 0xC0) == 0x80) continue;
-        l = monet__tok_lookup(t, left[i], s, i, MONET__TOK_USABLE);
-        if (l >= 0) r = monet__tok_lookup(t, right, s + i, n - i, MONET__TOK_USABLE);
+        l = monet__tok_name_at(t, left[i], s, i, MONET__TOK_USABLE)->id;
+        if (l >= 0) r = monet__tok_name_at(t, right, s + i, n - i, MONET__TOK_USABLE)->id;
         if (r >= 0) MONET__TRY(monet__tok_add_pair(t, l, r, id, priority, err));
     }
     return MONET_OK;
@@ -3406,18 +3390,6 @@ static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet
     if (!(t->marks[m.left] & t->marks[m.right] & t->marks[m.result] & MONET__TOK_USABLE))
         return MONET_OK; /* text never yields one of the three */
     return monet__tok_add_pair(t, m.left, m.right, m.result, (uint32_t)rank, err);
-}
-
-/* Which bytes stand side by side in pieces. */
-static void monet__tok_add_joins(monet_tokenizer *t)
-{
-    for (int32_t id = 0; id < t->n_pieces; ++id) {
-        monet_piece p = monet__tok_plain_piece(t, id);
-        for (int32_t i = 1; i < p.size && (t->marks[id] & MONET__TOK_USABLE); ++i) {
-            uint8_t x = (uint8_t)p.bytes[i - 1], y = (uint8_t)p.bytes[i];
-            t->joins[x * 32 + y / 8] |= (uint8_t)(1 << y % 8);
-        }
-    }
 }
 
 /* ---- tokenizer: words ------------------------------------------------------------------------
@@ -3446,8 +3418,7 @@ typedef struct monet__tok_out {
 
 static void monet__tok_push(monet__tok_out *out, int32_t token)
 {
-    if (out->count < out->capacity) out->tokens[out->count] = token;
-    out->count++;
+    if (out->count++ < out->capacity) out->tokens[out->count - 1] = token;
 }
 
 static uint32_t monet__tok_lesser(const uint32_t *tree, size_t k)
@@ -3468,9 +3439,11 @@ static uint32_t monet__tok_rate(const monet_tokenizer *t, const monet__tok_word 
 {
     monet__tok_symbol *a = &w->symbols[i];
     int32_t right = a->next < 0 ? -1 : w->symbols[a->next].id;
-    const monet__tok_pair *pair = (a->id | right) < 0 ? NULL : monet__tok_pair_at(t, a->id, right);
-    a->result = pair ? pair->result : -1;
-    return pair && pair->result >= 0 ? pair->priority : UINT32_MAX;
+    const monet__tok_pair *pair;
+    if ((a->id | right) < 0) return UINT32_MAX;
+    pair = monet__tok_pair_at(t, a->id, right);
+    a->result = pair->result;
+    return pair->priority; /* of a free place all bits are set */
 }
 
 static void monet__tok_merge_all(const monet_tokenizer *t, const monet__tok_word *w)
@@ -3510,7 +3483,7 @@ static int32_t monet__tok_read(const monet_tokenizer *t, monet__tok_symbol *symb
         if (size > n - at || (size == 0 && !prefix)) size = 1; /* no character: a byte alone */
         k = size;
         if (prefix || monet__tok_is_mark(c, size)) c = " ", k = 1;
-        a->id = monet__tok_lookup(t, monet__tok_hash(c, k), c, k, MONET__TOK_USABLE);
+        a->id = monet__tok_name_at(t, monet__tok_hash(c, k), c, k, MONET__TOK_USABLE)->id;
         prefix = false;
     }
     symbols[count - 1].next = -1;
@@ -3570,7 +3543,7 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
         int32_t id = -1;
         while (i < n && (i == start || monet__tok_joined(t, (uint8_t)s[i - 1], (uint8_t)s[i])))
             hash = monet__tok_step(hash, s[i++]);
-        if (!prefix) id = monet__tok_lookup(t, hash, s + start, i - start, MONET__TOK_WHOLE);
+        if (!prefix) id = monet__tok_name_at(t, hash, s + start, i - start, MONET__TOK_WHOLE)->id;
         if (id >= 0) monet__tok_push(out, id);
         else monet__tok_encode_word(out, s + start, i - start, prefix);
         prefix = false;
@@ -3579,20 +3552,24 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
 
-/* Each piece must be the result of a merge. Which ones are what their own text merges to? (Rarely
-   not, when the pieces on the way go elsewhere first.)                                           */
+/* Each piece must be the result of a merge. Which bytes stand side by side? Which pieces are what
+   their own text merges to? (Rarely not, when the pieces on the way go elsewhere first.)         */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
 {
     int32_t token = -1;
     monet__tok_out out = {t, &token, 1, 0, MONET_OK};
-    monet__tok_add_joins(t);
     for (int32_t id = 0; id < t->n_pieces; ++id) {
         monet_piece p = monet__tok_plain_piece(t, id);
         size_t n = (size_t)p.size;
         if (p.type != MONET_PIECE_NORMAL) continue;
         if (!(t->marks[id] & MONET__TOK_FORMED) && monet__utf8_size(p.bytes, n) != n)
             return monet__tok_fail(t, id, "merges that make it", 0, "at least 1", err);
-        if (!(t->marks[id] & MONET__TOK_USABLE) || n > MONET__TOK_SHORT) continue;
+        if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
+        for (size_t i = 1; i < n; ++i) {
+            uint8_t x = (uint8_t)p.bytes[i - 1], y = (uint8_t)p.bytes[i];
+            t->joins[x * 32 + y / 8] |= (uint8_t)(1 << y % 8);
+        }
+        if (n > MONET__TOK_SHORT) continue;
         if (p.bytes[0] != ' ' && n > 2) continue; /* not often a word: saves half the time */
         out.count = 0;
         monet__tok_encode_word(&out, p.bytes, n, false);
@@ -3635,7 +3612,7 @@ static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_
         plain[k] = step == 1 ? s[i] : ' ';
         hash = monet__tok_step(hash, plain[k++]);
         i += step;
-        id = monet__tok_lookup(t, hash, plain, k, marks);
+        id = monet__tok_name_at(t, hash, plain, k, marks)->id;
         if (id >= 0) found = id, *size = i;
     }
     return found;
@@ -3652,9 +3629,12 @@ static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsi
     bool first = prefix; /* which may be the space that a user-defined piece begins with */
     size_t i = 0, from = 0, size = 0;
     while (i < n) {
-        int32_t id = !first && !t->longest[(uint8_t)s[i]] ? -1 : monet__tok_special(
-            t, s + i, n - i, first, first ? MONET__TOK_USER : marks, &size);
-        bool user = id >= 0 && monet__tok_piece(t, id).type == MONET_PIECE_USER;
+        const unsigned kinds = first ? (unsigned)MONET__TOK_USER : marks;
+        int32_t id = -1;
+        bool user;
+        if (first || t->longest[(uint8_t)s[i]])
+            id = monet__tok_special(t, s + i, n - i, first, kinds, &size);
+        user = id >= 0 && monet__tok_piece(t, id).type == MONET_PIECE_USER;
         if (id >= 0) {
             if (!first && (i > from || user)) monet__tok_words(out, s + from, i - from, prefix);
             monet__tok_push(out, id);
@@ -3721,8 +3701,8 @@ MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *byt
 {
     char plain[MONET__TOK_MAX_PIECE];
     if (!t || !bytes || size == 0 || size > MONET__TOK_MAX_PIECE) return -1;
-    return monet__tok_lookup(t, monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)), bytes,
-                             size, 0);
+    return monet__tok_name_at(t, monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)),
+                              bytes, size, 0)->id;
 }
 
 MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
@@ -3736,8 +3716,6 @@ MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t 
    u32 pieces, merges, end-of-text ids, bytes of all pieces, i32 unk id, bos id, u32 prefix space,
    u32 strip space; then the pieces (u32 offset, u16 size, u16 type, f32 score), the merges
    (u32 left, right, result), the end-of-text ids (u32), the bytes.                               */
-#define MONET__TOK_HEADER 32
-
 /* Finds the tables in the section and measures the indexes; nothing is allocated yet. */
 static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uint64_t size,
                                     monet_error *err)
@@ -3920,22 +3898,18 @@ static bool monet__team_start(monet__team *team, const monet_host *host,
     memset(team, 0, sizeof *team);
     team->host = *host;
     team->kernels = kernels;
-    team->n = host->n_threads > 0 ? host->n_threads : 1;
-    if (host->parallel_fn || team->n == 1) return true;
+    team->n = host->n_threads > 0 && (host->parallel_fn || MONET__POOL) ? host->n_threads : 1;
 #if MONET__POOL
-    return monet__pool_start(&team->pool, team->n - 1);
-#else
-    team->n = 1;
-    return true;
+    if (!host->parallel_fn && team->n > 1) return monet__pool_start(&team->pool, team->n - 1);
 #endif
+    return true;
 }
 
 static void monet__team_stop(monet__team *team)
 {
+    (void)team;
 #if MONET__POOL
     if (team->pool.owner == (int)getpid()) monet__pool_stop(&team->pool);
-#else
-    (void)team;
 #endif
 }
 
@@ -3944,17 +3918,13 @@ static void monet__each(monet__team *team, int count, monet__item_fn fn, void *c
 {
     monet__job job = {fn, context, count, team->n < count ? team->n : count, false};
     job.foreign = job.n_tasks > 1 && team->host.parallel_fn;
-    if (job.foreign) {
-        team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
-        return;
-    }
+    if (job.foreign) team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
 #if MONET__POOL
-    if (job.n_tasks > 1 && team->pool.owner == (int)getpid()) {
+    else if (job.n_tasks > 1 && team->pool.owner == (int)getpid())
         monet__pool_run(&team->pool, &job);
-        return;
-    }
 #endif
-    for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
+    else
+        for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
 }
 
 /* ---- layers ------------------------------------------------------------------------- >>layers
@@ -8764,18 +8734,12 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__LANES
 #undef MONET__NEED
 #undef MONET__NO_FILE
-#undef MONET__P1
-#undef MONET__P2
-#undef MONET__P3
-#undef MONET__P4
-#undef MONET__P5
 #undef MONET__POOL
 #undef MONET__POSIX
 #undef MONET__ROWS
 #undef MONET__SECTION
 #undef MONET__TABLE
 #undef MONET__TOKENS
-#undef MONET__TOK_HEADER
 #undef MONET__TRY
 
 #endif /* MONET_IMPLEMENTATION_ONCE */
