@@ -770,7 +770,6 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #endif
 #ifdef MONET_THREADS
 #include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
 #endif
 #else
@@ -1663,12 +1662,15 @@ static const monet__kernels monet__scalar = {
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
 #define MONET__AHEAD 8192
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
-   gcc also reads from memory at each use what is used twice, unless told to KEEP it.             */
+   gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
+   what it had better read again, unless told that the pointer is NEW.                            */
 #ifdef __clang__
 #define MONET__UNROLL _Pragma("clang loop unroll(full)")
 #define MONET__KEEP(v) (void)0
+#define MONET__NEW(p) (void)0
 #else
 #define MONET__UNROLL _Pragma("GCC unroll 32")
+#define MONET__NEW(p) __asm__("" : "+r"(p))
 #ifdef __x86_64__
 #define MONET__KEEP(v) __asm__("" : "+x"(v))
 #else
@@ -1862,16 +1864,18 @@ MONET__INLINE void MONET__V(blend_tile)(const monet__blend *blend, monet_dtype d
                                              column + k % N * MONET__WIDTH));
     for (int i = 0; i < blend->count; i += pair)
         MONET__UNROLL for (int odd = 0; odd < pair; ++odd) {
+            const char *row = outer ? NULL : blend->w + g * blend->w_step +
+                                             (size_t)i * monet__code_bytes(dtype);
+            const char *scale = outer ? NULL : blend->w + g * blend->w_step + blend->scales + 2 * i;
             if (odd && i + odd == blend->count) break;
+            if (odd) MONET__NEW(row);
             MONET__UNROLL for (int k = 0; k < N; ++k) {
                 const int   c = k * MONET__WIDTH, half = c / MONET__LANES % 2 + side;
                 const int   part = c % MONET__LANES / MONET__WIDTH;
-                const char *w = outer ? NULL
-                              : blend->w + (g + (size_t)c / MONET__GROUP) * blend->w_step;
-                size_t      row = (size_t)i * monet__code_bytes(dtype);
+                size_t      next = c < MONET__GROUP ? 0 : blend->w_step;
                 v[k] = outer ? MONET__V(load)(blend->x[i] + g * MONET__GROUP + column + c)
-                     : pair == 2 ? MONET__V(weights)(w + row + 64 * half, w, dtype, odd, part)
-                     : MONET__V(weights)(w + row, w + blend->scales + 2 * i, dtype, half, part);
+                     : pair == 2 ? MONET__V(weights)(row + next + 64 * half, NULL, dtype, odd, part)
+                     : MONET__V(weights)(row + next, scale + next, dtype, half, part);
             }
             MONET__UNROLL for (int t = 0; t < T; ++t) {
                 MONET__V(vec) s = MONET__V(set1)((float)(outer ? blend->s[i][target + t]
@@ -1915,6 +1919,17 @@ MONET__INLINE void MONET__V(blend_all)(const monet__blend *blend, monet_dtype dt
     }
 }
 
+/* A function for each dtype: gcc has registers for one at a time. */
+#define MONET__SUM(d)                                                                              \
+    static MONET__TARGET __attribute__((noinline)) void MONET__V(sum_##d)(                         \
+        const monet__blend *blend, size_t groups, int n)                                           \
+    {                                                                                              \
+        const monet__blend own = *blend;                                                           \
+        MONET__V(blend_all)(&own, d, false, groups, n);                                            \
+    }
+MONET__DTYPES(MONET__SUM)
+#undef MONET__SUM
+
 static MONET__TARGET void MONET__V(sum_panel)(monet_real *const *y, const void *panel,
                                               monet_dtype dtype, int panel_rows, int n_rows,
                                               size_t groups, const monet_real *const *s, int n)
@@ -1923,7 +1938,7 @@ static MONET__TARGET void MONET__V(sum_panel)(monet_real *const *y, const void *
     monet__blend blend = {y, (const char *)panel, rows * monet__row_bytes(dtype),
                           rows * monet__code_bytes(dtype), NULL, 0, NULL, s, n_rows};
     switch (dtype) {
-#define MONET__CASE(d) case d: MONET__V(blend_all)(&blend, d, false, groups, n); break;
+#define MONET__CASE(d) case d: MONET__V(sum_##d)(&blend, groups, n); break;
         MONET__DTYPES(MONET__CASE)
 #undef MONET__CASE
     }
@@ -2393,6 +2408,7 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
 #undef MONET__KEEP
 #undef MONET__LITERAL
 #undef MONET__NAME
+#undef MONET__NEW
 #undef MONET__SELF
 #undef MONET__SIMD
 #undef MONET__TEXT
@@ -2404,7 +2420,7 @@ MONET_API const char *monet_kernels_name(monet_kernels kernels)
     return monet__kernels_for(kernels)->name;
 }
 
-/* ---- kernels: fast mode --------------------------------------------------------------- >>fast
+/* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
    For many tokens, products of bf16 numbers with sums in f32; for one token and q8 or q4 weights,
    of 8-bit integers. Inputs are rounded as said here; sums are in f32, in an order that depends on
    the table and the shape, never on other tokens. Subnormal numbers may count as 0.
@@ -2425,8 +2441,8 @@ typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are
     const char *name;        /* "scalar", "vnni", "bf16", "amx", "none" */
     /* x (32*groups, split order) to bf16, columns in order. parts = 1: rounded; 3: lo, mid and hi
        (3, 32*groups) that together are x exactly, where it is below 3e38.                        */
-    void (*narrow)(uint16_t *out, const monet_real *x, size_t groups, int parts);
-    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as narrowed.
+    void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
+    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
        Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.    */
     void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
                 int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
@@ -2437,14 +2453,9 @@ typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are
                      int n_rows, size_t groups, const monet__codes *x);
 } monet__fast;
 
-static size_t monet__fast_scratch(size_t groups) { return MONET__TILE_SETS * MONET__TILE * groups; }
-
-/* Bytes of one column group of a panel. */
-static size_t monet__group_size(monet_dtype dtype, int rows)
+static size_t monet__fast_scratch(size_t groups)
 {
-    size_t row = dtype == MONET_Q8 ? 34 : dtype == MONET_Q4 ? 18
-                                        : MONET__GROUP * monet_dtype_size(dtype);
-    return (size_t)rows * row;
+    return MONET__TILE_SETS * MONET__TILE * groups;
 }
 
 /* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
@@ -2492,7 +2503,7 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
                              monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
                              const uint16_t *const *x, int parts, int n_tokens, void *scratch)
 {
-    size_t      size = monet__group_size(dtype, panel_rows);
+    size_t      size = (size_t)panel_rows * monet__row_bytes(dtype);
     int         first[MONET__TILE_SETS + 1], sets;
     monet__step step;
     step.groups = groups, step.x_groups = groups * (size_t)parts;
@@ -2514,7 +2525,7 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
 }
 
 /* What rounding loses goes on in the next part. */
-static void monet__narrow(uint16_t *out, const monet_real *x, size_t groups, int parts)
+static void monet__round(uint16_t *out, const monet_real *x, size_t groups, int parts)
 {
     size_t n = groups * MONET__GROUP;
     for (size_t k = 0; k < n; ++k) {
@@ -2526,29 +2537,17 @@ static void monet__narrow(uint16_t *out, const monet_real *x, size_t groups, int
     }
 }
 
-/* Column k of row r of a group. */
-static float monet__group_get(const char *group, monet_dtype dtype, size_t rows, size_t r, size_t k)
-{
-    const uint8_t *q = (const uint8_t *)group;
-    size_t         bytes = dtype == MONET_Q8 ? 32 : 16;
-    int            code;
-    if (dtype == MONET_BF16) return monet__from_bf16(monet__u16(q + r * 64 + 2 * k));
-    if (dtype == MONET_F32 || dtype == MONET_F16)
-        return (float)monet__get(q, dtype, r * MONET__GROUP + monet__split(k));
-    code = dtype == MONET_Q8 ? q[r * 32 + monet__split(k)] - 128
-                             : (q[r * 16 + k / 2] >> k % 2 * 4 & 15) - 8;
-    return monet__from_bf16(monet__u16(q + rows * bytes + 2 * r)) * (float)code;
-}
-
 static void monet__make_scalar(char *tile, const char *group, monet_dtype dtype, int panel_rows,
                                int first, int n)
 {
-    for (size_t r = 0; r < (size_t)n; ++r)
-        for (size_t k = 0; k < MONET__GROUP; ++k) {
-            uint16_t h = monet__to_bf16(monet__group_get(group, dtype, (size_t)panel_rows,
-                                                         (size_t)first + r, k));
-            memcpy(tile + k / 2 * 64 + r * 4 + k % 2 * 2, &h, 2);
+    monet_real row[MONET__GROUP]; /* in split order */
+    for (int r = 0; r < n; ++r) {
+        monet__widen(row, group, dtype, panel_rows, first + r);
+        for (int k = 0; k < MONET__GROUP; ++k) {
+            uint16_t h = monet__to_bf16((float)row[k]);
+            memcpy(tile + k % 16 * 64 + r * 4 + k / 16 * 2, &h, 2);
         }
+    }
 }
 
 static void monet__step_scalar(float (*c)[512], const monet__step *step)
@@ -2611,7 +2610,7 @@ static void monet__quantize(monet__codes *out, const monet_real *x, size_t group
 static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
                             int n_rows, size_t groups, const monet__codes *x)
 {
-    size_t size = monet__group_size(dtype, panel_rows), bytes = dtype == MONET_Q8 ? 32 : 16;
+    size_t size = (size_t)panel_rows * monet__row_bytes(dtype), bytes = monet__code_bytes(dtype);
     for (int row = 0; row < n_rows; ++row) {
         size_t         r = (size_t)(row % panel_rows);
         const uint8_t *q = (const uint8_t *)panel + (size_t)(row / panel_rows) * groups * size;
@@ -2635,14 +2634,12 @@ static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtyp
 }
 
 static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL};
-static const monet__fast monet__fast_scalar = {"scalar", monet__narrow, monet__dot_scalar,
+static const monet__fast monet__fast_scalar = {"scalar", monet__round, monet__dot_scalar,
                                                monet__quantize, monet__dot_int8};
 
 #if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
     (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
 #define MONET__FAST_SIMD 1
-#include <cpuid.h>
-#include <immintrin.h>
 #define MONET__INLINE static inline __attribute__((always_inline))
 #define MONET__UNROLL _Pragma("GCC unroll 16")
 #define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
@@ -2669,7 +2666,7 @@ MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
 }
 
-static MONET__VNNI void monet__narrow_512(uint16_t *out, const monet_real *x, size_t groups,
+static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
                                           int parts)
 {
     for (size_t g = 0; g < groups; ++g) {
@@ -2689,7 +2686,7 @@ static MONET__VNNI void monet__narrow_512(uint16_t *out, const monet_real *x, si
 MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
                                                  size_t r)
 {
-    size_t   bytes = dtype == MONET_Q8 ? 32 : 16;
+    size_t   bytes = monet__code_bytes(dtype);
     __m128i  nibble = _mm_set1_epi8(15), low, high;
     __m512i  offset = _mm512_set1_epi32(dtype == MONET_Q8 ? 128 : 8);
     uint16_t h;
@@ -2887,13 +2884,13 @@ static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real 
     }
 }
 
-/* n rows of a panel from r on, w its first group. A vector holds the codes of 4 rows of q4 or of 2
-   of q8; the last vector may be short.                                                           */
+/* n rows of a panel from r on, w its first group, in V vectors: one holds the codes of 4 rows of q4
+   or of 2 of q8; the last may be short.                                                          */
 MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
-                                                bool q4, size_t panel_rows, size_t groups,
-                                                const monet__codes *x)
+                                                int V, bool q4, size_t panel_rows,
+                                                size_t groups, const monet__codes *x)
 {
-    int       per = q4 ? 4 : 2, V = (n + per - 1) / per;
+    int       per = q4 ? 4 : 2;
     size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
     __mmask64 all = ~(__mmask64)0, tail = all >> (64 - (size_t)(n - (V - 1) * per) * bytes);
     __m512i   lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), at[8];
@@ -2941,7 +2938,7 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
                                             int panel_rows, int n_rows, size_t groups,
                                             const monet__codes *x)
 {
-    size_t size = groups * monet__group_size(dtype, panel_rows), rows = (size_t)panel_rows;
+    size_t rows = (size_t)panel_rows, size = groups * rows * monet__row_bytes(dtype);
     bool   q4 = dtype == MONET_Q4;
     for (int row = 0, n; row < n_rows; row += n, out += n) {
         const char *w = (const char *)panel + (size_t)(row / panel_rows) * size;
@@ -2949,20 +2946,20 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
         n = panel_rows - row % panel_rows;
         if (n > n_rows - row) n = n_rows - row;
         n = n >= 16 ? 16 : n >= 8 ? 8 : n > 2 && !q4 ? 2 : n > 4 ? 4 : n;
-        if (n == 16 && q4) monet__int8_rows(out, w, r, 16, true, rows, groups, x);
-        else if (n == 16) monet__int8_rows(out, w, r, 16, false, rows, groups, x);
-        else if (n == 8 && q4) monet__int8_rows(out, w, r, 8, true, rows, groups, x);
-        else if (n == 8) monet__int8_rows(out, w, r, 8, false, rows, groups, x);
-        else if (q4) monet__int8_rows(out, w, r, n, true, rows, groups, x);
-        else monet__int8_rows(out, w, r, n, false, rows, groups, x);
+        if (n == 16 && q4) monet__int8_rows(out, w, r, 16, 4, true, rows, groups, x);
+        else if (n == 16) monet__int8_rows(out, w, r, 16, 8, false, rows, groups, x);
+        else if (n == 8 && q4) monet__int8_rows(out, w, r, 8, 2, true, rows, groups, x);
+        else if (n == 8) monet__int8_rows(out, w, r, 8, 4, false, rows, groups, x);
+        else if (q4) monet__int8_rows(out, w, r, n, 1, true, rows, groups, x);
+        else monet__int8_rows(out, w, r, n, 1, false, rows, groups, x);
     }
 }
 
 static const monet__fast monet__fast_vnni = {"vnni", NULL, NULL, monet__quantize_512,
                                              monet__dot_int8_512};
-static const monet__fast monet__fast_bf16 = {"bf16", monet__narrow_512, monet__dot_bf16,
+static const monet__fast monet__fast_bf16 = {"bf16", monet__round_512, monet__dot_bf16,
                                              monet__quantize_512, monet__dot_int8_512};
-static const monet__fast monet__fast_amx = {"amx", monet__narrow_512, monet__dot_amx,
+static const monet__fast monet__fast_amx = {"amx", monet__round_512, monet__dot_amx,
                                             monet__quantize_512, monet__dot_int8_512};
 
 /* Linux gives tiles to a process that asks for their registers (18); it may be refused. */
@@ -3774,8 +3771,9 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
 /* ---- threads ----------------------------------------------------------------------- >>threads
    A team runs one function over items 0..count-1, split into contiguous ranges, one a thread. Work
    is split by output only, never by a sum, so the number of threads does not change a bit.
-   The pool sleeps when idle: a thread spins for about 50 us for the next job, then waits. The
-   caller, whose own part is done, gives way to the others until theirs is.                       */
+   The pool has no more threads than there are processors. Who is awake takes the next task, so
+   nobody waits for a thread that the system does not run. It sleeps when idle: a thread spins for
+   about 50 us for the next job, then waits.                                                      */
 typedef void (*monet__item_fn)(void *context, int item, int task);
 
 typedef struct monet__job {
@@ -3800,13 +3798,15 @@ static void monet__job_task(void *arg, int index)
 #define MONET__POOL 1
 typedef struct monet__pool {
     pthread_mutex_t lock;
-    pthread_cond_t  wake;
+    pthread_cond_t  wake, done;
     pthread_t       threads[256];
-    int             n_threads, n_begun;
+    int             n_started;
     int             owner;   /* the process that has these threads; 0 = no pool */
-    int             running; /* threads that have not finished the job */
-    unsigned        number;  /* of the job */
-    monet__job     *job;     /* NULL = end */
+    monet__job     *job;
+    int             left;    /* tasks 1..left are not taken yet; atomic */
+    int             running; /* tasks that are not finished; atomic */
+    int             asleep;  /* threads that wait for a job */
+    bool            quit;
 } monet__pool;
 
 static void monet__relax(void)
@@ -3816,54 +3816,85 @@ static void monet__relax(void)
 #endif
 }
 
+/* Spins, for a while, until *value is zero or is not. */
+static bool monet__soon(int *value, bool zero)
+{
+    for (int spin = 0; spin < 700; ++spin) {
+        if ((__atomic_load_n(value, __ATOMIC_ACQUIRE) == 0) == zero) return true;
+        monet__relax();
+    }
+    return false;
+}
+
+/* Does a task. Those of one job are all taken, and done, before the next job is written. */
+static void monet__pool_task(monet__pool *pool, int index)
+{
+    monet__job_task(pool->job, index);
+    if (__atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL)) return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void monet__pool_tasks(monet__pool *pool)
+{
+    int left = __atomic_load_n(&pool->left, __ATOMIC_ACQUIRE);
+    while (left > 0)
+        if (__atomic_compare_exchange_n(&pool->left, &left, left - 1, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE)) {
+            monet__pool_task(pool, left);
+            left = __atomic_load_n(&pool->left, __ATOMIC_ACQUIRE);
+        }
+}
+
 static void *monet__work(void *arg)
 {
     monet__pool *pool = (monet__pool *)arg;
-    int          index = __atomic_add_fetch(&pool->n_begun, 1, __ATOMIC_RELAXED);
-    unsigned     seen = 0;
+    bool         quit = false;
     (void)fesetenv(FE_DFL_ENV);
-    for (;;) {
-        for (int spin = 0; spin < 700; ++spin) {
-            if (__atomic_load_n(&pool->number, __ATOMIC_ACQUIRE) != seen) break;
-            monet__relax();
-        }
+    while (!quit) {
+        monet__pool_tasks(pool);
+        if (monet__soon(&pool->left, false)) continue;
         pthread_mutex_lock(&pool->lock);
-        while (pool->number == seen) pthread_cond_wait(&pool->wake, &pool->lock);
-        seen = pool->number;
+        ++pool->asleep;
+        while (!__atomic_load_n(&pool->left, __ATOMIC_ACQUIRE) && !pool->quit)
+            pthread_cond_wait(&pool->wake, &pool->lock);
+        --pool->asleep;
+        quit = pool->quit;
         pthread_mutex_unlock(&pool->lock);
-        if (!pool->job) return NULL;
-        if (index < pool->job->n_tasks) monet__job_task(pool->job, index);
-        __atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL);
     }
-}
-
-static void monet__pool_post(monet__pool *pool, monet__job *job)
-{
-    pthread_mutex_lock(&pool->lock);
-    pool->job = job;
-    __atomic_store_n(&pool->running, pool->n_threads, __ATOMIC_RELEASE);
-    __atomic_store_n(&pool->number, pool->number + 1, __ATOMIC_RELEASE);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    return NULL;
 }
 
 static void monet__pool_stop(monet__pool *pool)
 {
-    monet__pool_post(pool, NULL);
-    for (int k = 0; k < pool->n_threads; ++k) pthread_join(pool->threads[k], NULL);
+    pthread_mutex_lock(&pool->lock);
+    pool->quit = true;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int k = 0; k < pool->n_started; ++k) pthread_join(pool->threads[k], NULL);
+    pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
 }
 
 static bool monet__pool_start(monet__pool *pool, int n_threads)
 {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n < 2) n = 2; /* one is perhaps a guess */
+    if (n > n_threads) n = n_threads;
     if (pthread_mutex_init(&pool->lock, NULL)) return false;
     if (pthread_cond_init(&pool->wake, NULL)) {
         pthread_mutex_destroy(&pool->lock);
         return false;
     }
-    for (; pool->n_threads < n_threads; ++pool->n_threads)
-        if (pthread_create(&pool->threads[pool->n_threads], NULL, monet__work, pool)) {
+    if (pthread_cond_init(&pool->done, NULL)) {
+        pthread_cond_destroy(&pool->wake);
+        pthread_mutex_destroy(&pool->lock);
+        return false;
+    }
+    for (; pool->n_started < n - 1; ++pool->n_started)
+        if (pthread_create(&pool->threads[pool->n_started], NULL, monet__work, pool)) {
             monet__pool_stop(pool);
             return false;
         }
@@ -3873,11 +3904,19 @@ static bool monet__pool_start(monet__pool *pool, int n_threads)
 
 static void monet__pool_run(monet__pool *pool, monet__job *job)
 {
-    monet__pool_post(pool, job);
-    monet__job_task(job, 0);
-    for (int spin = 0; __atomic_load_n(&pool->running, __ATOMIC_ACQUIRE); ++spin)
-        if (spin < 700) monet__relax();
-        else (void)sched_yield(), spin = 700;
+    pthread_mutex_lock(&pool->lock);
+    pool->job = job;
+    __atomic_store_n(&pool->running, job->n_tasks, __ATOMIC_RELEASE);
+    __atomic_store_n(&pool->left, job->n_tasks - 1, __ATOMIC_RELEASE);
+    if (pool->asleep) pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    monet__pool_task(pool, 0);
+    monet__pool_tasks(pool);
+    if (monet__soon(&pool->running, true)) return;
+    pthread_mutex_lock(&pool->lock);
+    while (__atomic_load_n(&pool->running, __ATOMIC_ACQUIRE))
+        pthread_cond_wait(&pool->done, &pool->lock);
+    pthread_mutex_unlock(&pool->lock);
 }
 #else
 #define MONET__POOL 0
@@ -3900,7 +3939,7 @@ static bool monet__team_start(monet__team *team, const monet_host *host,
     team->kernels = kernels;
     team->n = host->n_threads > 0 && (host->parallel_fn || MONET__POOL) ? host->n_threads : 1;
 #if MONET__POOL
-    if (!host->parallel_fn && team->n > 1) return monet__pool_start(&team->pool, team->n - 1);
+    if (!host->parallel_fn && team->n > 1) return monet__pool_start(&team->pool, team->n);
 #endif
     return true;
 }
@@ -4002,7 +4041,7 @@ static int monet__n_panels(const monet_tensor *w)
     return (int)((w->shape[0] + w->panel - 1) / w->panel);
 }
 
-/* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, the others follow. */
+/* Where part `part` of 3 of a rounded row begins. Part 2 is x rounded to bf16, 1 and 0 the rest. */
 static const uint16_t *monet__rounded(const monet__input *in, size_t t, size_t groups, int part)
 {
     return in->rounded + t * in->rounded_stride + (size_t)part * groups * MONET__GROUP;
@@ -4318,7 +4357,8 @@ static bool monet__router_forward(monet_real *z, monet_real mean, monet_real var
         z[i] = (z[i] - mean) * rstd >= cut ? monet__exp(z[i] - top) : 0;
         sum += z[i];
     }
-    for (int i = 0; i < N; ++i) z[i] /= sum;
+    for (int i = 0; i < N; ++i)
+        if (z[i] != 0) z[i] /= sum;
     return true;
 }
 
@@ -4693,11 +4733,28 @@ static void monet__moe_p(void *context, int item, int task)
             s_j[j * rows + m + q] = moe->sums[1][slot_j + j] * a2[j * m + q];
 }
 
+/* y[t] += sum[t] * B_i, elements at..stop-1 of B: for many tokens, as a panel of one row. */
+static void monet__moe_add_bias(const monet__moe *moe, monet_real *const *y,
+                                const monet_real *const *sum, const monet_tensor *b, size_t at,
+                                size_t stop, int n)
+{
+    monet_real row[MONET__BLOCK_GROUPS * MONET__GROUP];
+    size_t     groups = (stop - at + MONET__GROUP - 1) / MONET__GROUP;
+    if (n == 1 || groups > MONET__BLOCK_GROUPS) {
+        for (int t = 0; t < n; ++t)
+            moe->kernels->axpy(y[t], *sum[t], b->data, b->dtype, at, stop - at);
+        return;
+    }
+    memset(row, 0, sizeof row);
+    moe->kernels->axpy(row, 1, b->data, b->dtype, at, stop - at);
+    moe->kernels->sum_panel(y, row, MONET_F32, 1, 1, groups, sum, n);
+}
+
 /* Adds half-expert i to the columns of groups first..end-1, for all its tokens. */
 static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
 {
-    const monet_tensor *v = moe->w->v[axis], *b = moe->w->b[axis];
-    const monet_real   *s[MONET__TOKENS];
+    const monet_tensor *v = moe->w->v[axis];
+    const monet_real   *s[MONET__TOKENS], *sum[MONET__TOKENS];
     monet_real         *y[MONET__TOKENS];
     size_t              half = axis && !moe->horizontal, at = (size_t)first * MONET__GROUP;
     size_t              column = half * (moe->y_stride / 2) + at, rows = monet__panel_rows(v);
@@ -4710,13 +4767,13 @@ static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
         int             n = 0;
         for (; n < MONET__TOKENS && k + (uint32_t)n < moe->start[axis][i + 1]; ++n) {
             s[n] = moe->s[axis] + user[2 * n + 1] * (size_t)moe->n_rows;
+            sum[n] = moe->sums[axis] + user[2 * n + 1];
             y[n] = moe->y + user[2 * n] * moe->y_stride + column;
         }
         moe->kernels->sum_panel(y, panel, v->dtype, (int)rows, moe->n_rows, (size_t)(end - first),
                                 s, n);
-        for (int t = 0; t < n; ++t)
-            moe->kernels->axpy(y[t], moe->sums[axis][user[2 * t + 1]], b->data, b->dtype,
-                               (size_t)i * width + at, stop - at);
+        monet__moe_add_bias(moe, y, sum, moe->w->b[axis], (size_t)i * width + at,
+                            (size_t)i * width + stop, n);
     }
 }
 
@@ -6594,6 +6651,7 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            s->B, a->n_heads);
     s->D = a->dim / a->n_heads;
     s->padded = (int)monet__round_up((uint64_t)s->D, MONET__GROUP);
+    s->in = monet__input_of(NULL, 0, 0);
     s->row = (size_t)monet__round_up((uint64_t)s->S, MONET__LANES) + 2 * (size_t)s->padded;
     s->block = (1 << 20) / s->S; /* scores of a task take 4 MB, or one row */
     s->block = s->block < 1 ? 1 : s->block > MONET__TOKENS ? MONET__TOKENS : s->block;
@@ -6728,7 +6786,7 @@ static void monet__split_token(monet_session *s, int t, const monet_real *x)
     monet__to_split(split, x, C);
     if (in->n == 1 && in->codes) in->fast->quantize(in->codes, split, groups);
     if (in->n > 1 && in->rounded)
-        in->fast->narrow(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
+        in->fast->round(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
 }
 
 static void monet__step_split(void *context, int t, int task)
@@ -8192,12 +8250,13 @@ static monet_real *monet__grad_of(const monet_trainer *t, const monet_tensor *w)
     return t->grads + w->offset / sizeof(monet_real);
 }
 
-/* Gradient of a product that read in: dW += dout x^T, and dsplit = or += W^T dout. */
-static monet__linear_back monet__back_job(const monet_trainer *t, const monet_tensor *w,
-                                          const monet_real *dout, size_t stride, bool adds)
+typedef enum monet__kind { MONET__SETS, MONET__ADDS, MONET__SPARSE } monet__kind;
+
+/* Gradient of a product that read in: dW += dout x^T; dsplit = W^T dout, or it adds. */
+static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
+                               size_t stride, monet__kind kind)
 {
     monet__linear_back job;
-    memset(&job, 0, sizeof job);
     job.w = w;
     job.dw = monet__grad_of(t, w);
     job.dout = dout;
@@ -8206,14 +8265,8 @@ static monet__linear_back monet__back_job(const monet_trainer *t, const monet_te
     job.dx = t->dsplit;
     job.x_stride = t->stride;
     job.n_tokens = t->BT;
-    job.fresh = !adds;
-    return job;
-}
-
-static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
-                               size_t stride, bool adds)
-{
-    monet__linear_back job = monet__back_job(t, w, dout, stride, adds);
+    job.fresh = kind == MONET__SETS;
+    job.sparse = kind == MONET__SPARSE;
     monet__linear_backward(&t->team, &job);
 }
 
@@ -8265,7 +8318,8 @@ static void monet__back_norm(monet_trainer *t, monet_real *x, const monet_tensor
 static void monet__back_logits(monet_trainer *t)
 {
     monet__train_norm(t, t->last, NULL, t->model->norm);
-    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size, false);
+    monet__back_linear(t, t->model->lm_head, t->logits, (size_t)t->model->arch.vocab_size,
+                       MONET__SETS);
     memset(t->dx, 0, (size_t)t->BT * t->C * sizeof *t->dx);
     monet__back_norm(t, t->last, t->model->norm);
 }
@@ -8305,13 +8359,8 @@ static void monet__back_router(monet_trainer *t)
 {
     size_t HN = (size_t)t->moe.H * (size_t)t->moe.N;
     monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
-    for (size_t side = 0; side < 2; ++side) {
-        monet__linear_back job =
-            monet__back_job(t, t->w->w[side ? MONET__T_ROUTER2 : MONET__T_ROUTER1],
-                            t->moe.dgates + side * HN, 2 * HN, true);
-        job.sparse = true;
-        monet__linear_backward(&t->team, &job);
-    }
+    monet__back_linear(t, t->w->w[MONET__T_ROUTER1], t->moe.dgates, 2 * HN, MONET__SPARSE);
+    monet__back_linear(t, t->w->w[MONET__T_ROUTER2], t->moe.dgates + HN, 2 * HN, MONET__SPARSE);
 }
 
 /* dx of one token as dy of the experts, in two halves for VD; what they add to begins at 0. */
@@ -8386,13 +8435,13 @@ static void monet__back_attention(monet_trainer *t)
 {
     size_t C = t->C;
     t->in.x = t->own->attention;
-    monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, false);
+    monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, MONET__SETS);
     monet__each(&t->team, t->B * t->model->arch.n_kv_heads, monet__back_attention_head, t);
     monet__train_tokens(t, monet__train_heads);
     monet__train_norm(t, t->own->x, NULL, t->w->w[MONET__T_NORM1]);
-    monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, false);
-    monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, true);
-    monet__back_linear(t, t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C, true);
+    monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, MONET__SETS);
+    monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, MONET__ADDS);
+    monet__back_linear(t, t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C, MONET__ADDS);
     monet__back_norm(t, t->own->x, t->w->w[MONET__T_NORM1]);
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stddef.h>
+#include <unistd.h>
 
 static int threads_left = -1, threads_made, threads_joined;
 
@@ -26,6 +27,7 @@ static int counted_join(pthread_t thread, void **result)
     return pthread_join(thread, result);
 }
 
+#define sysconf(name) 64L /* the pool makes no more threads than there are processors */
 #define pthread_create counted_create
 #define pthread_join counted_join
 #define MONET_THREADS

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Tests the programs as a user meets them: options, streams, exit codes, signals.
-# sh tests/test_cli.sh FOLDER MODEL.monet     FOLDER holds the built programs generate and eval
+# sh tests/test_cli.sh FOLDER MODEL.monet     FOLDER holds the built generate, eval and convert
 
 bin=$1
 model=$2
-if [ ! -x "$bin/generate" ] || [ ! -x "$bin/eval" ] || [ ! -r "$model" ]; then
-    echo "usage: sh tests/test_cli.sh FOLDER_WITH_generate_AND_eval MODEL.monet" >&2
+if [ ! -x "$bin/generate" ] || [ ! -x "$bin/eval" ] || [ ! -x "$bin/convert" ] ||
+    [ ! -r "$model" ]; then
+    echo "usage: sh tests/test_cli.sh FOLDER_WITH_generate_eval_convert MODEL.monet" >&2
     exit 2
 fi
 tmp=$(mktemp -d) || exit 2
@@ -108,6 +109,47 @@ check "--stop is not printed" [ "$(grep -c -e "$word" "$tmp/out")" -eq 0 ]
 generate --max-tokens 0 --context 24 --ignore-eos "$prompt"
 check "a full context stops" err_has "stopped by: the context is full"
 check "a full context is no error" is_status 0
+
+# ---- generate: modes, instruction sets, smaller dtypes
+
+for threads in 1 2 3; do
+    generate --temperature 0 --max-tokens 20 --mode exact --threads "$threads" "$prompt"
+    check "exact, $threads threads" same "$tmp/out" "$tmp/greedy"
+done
+generate --temperature 0 --max-tokens 20 --mode fast "$prompt"
+check "fast: the same greedy text" same "$tmp/out" "$tmp/greedy"
+generate --temperature 0 --max-tokens 20 --kernels scalar "$prompt"
+check "--kernels scalar: the same greedy text" same "$tmp/out" "$tmp/greedy"
+generate --kernels abacus x
+check "instruction sets that are not here" err_has "has no 'abacus', its best is"
+check "instruction sets: status 2" is_status 2
+generate --mode swift x
+check "an unknown mode" err_has "'swift' is not fast or exact"
+whole=$model
+for dtype in q8 q4; do
+    "$bin/convert" "$whole" "$tmp/$dtype.monet" --dtype "$dtype" > "$tmp/out" 2> "$tmp/err"
+    status=$?
+    check "convert --dtype $dtype" is_status 0
+    model=$tmp/$dtype.monet
+    generate --temperature 0 --max-tokens 40 --mode exact --threads 1 "$prompt"
+    cp "$tmp/out" "$tmp/greedy.$dtype"
+    check "$dtype: a text" out_has "^$prompt [A-Za-z]"
+    check "$dtype: generated" err_has "generated: 40 tokens"
+    for threads in 2 3; do
+        generate --temperature 0 --max-tokens 40 --mode exact --threads "$threads" "$prompt"
+        check "$dtype: exact, $threads threads" same "$tmp/out" "$tmp/greedy.$dtype"
+    done
+    generate --temperature 0 --max-tokens 40 --mode fast "$prompt"
+    check "$dtype: fast" out_has "^$prompt [A-Za-z]"
+    run_eval "$0" --max-tokens 300 --compare "$whole" --csv "$tmp/table.csv"
+    check "eval: $dtype compared" out_has "^bits/byte .* there .* %"
+    check "eval: routing of $dtype" out_has "^  1   layer 4 .*i  *9[0-9]\.[0-9]* %"
+    check "eval: the CSV of a comparison" lines "$tmp/table.csv" 2
+    check "eval: its columns" grep -q 'change_percent,same_likeliest_percent$' "$tmp/table.csv"
+done
+model=$whole
+[ "$(wc -c < "$tmp/q4.monet")" -lt "$(wc -c < "$tmp/q8.monet")" ]
+check "q4 is smaller than q8" [ $? -eq 0 ]
 
 # ---- generate: experts, info, help
 
@@ -249,6 +291,14 @@ run_eval /dev/null
 check "eval: nothing to score" is_status 1
 run_eval
 check "eval: no file is status 2" is_status 2
+run_eval "$tmp/a.txt" --compare-kernels scalar --compare-mode exact --mode exact
+check "eval: a model compared with itself" out_has "the same token at 100.000 %"
+run_eval "$tmp/a.txt" --compare "$tmp/none.monet"
+check "eval: a missing model is named" err_has "none.monet"
+run_eval "$tmp/a.txt" --mode swift
+check "eval: an unknown mode" err_has "'swift' is not exact or fast"
+run_eval "$tmp/a.txt" --kernels abacus
+check "eval: instruction sets that are not here" err_has "this machine has best, scalar"
 run_eval "$tmp/a.txt" --frobnicate
 check "eval: an unknown option" err_has "frobnicate"
 

@@ -499,12 +499,15 @@ static void rewrite(const char *from, const char *to, const monet_metadata *note
     monet_model *model = NULL;
     monet_tensor *tensors;
     tool_error err;
+    dtype_rules as_it_is;
     size_t i;
     int64_t k, n;
 
     memset(&config, 0, sizeof config);
+    memset(&as_it_is, 0, sizeof as_it_is);
+    as_it_is.all = -1;
     if (!CHECK_EQ(monet_model_load(from, NULL, &model, NULL), MONET_OK)) return;
-    tensors = recoded_tensors(model, -1, &config.n_tensors, &err);
+    tensors = recoded_tensors(model, &as_it_is, &config.n_tensors, &err);
     config.arch = monet_model_arch(model);
     config.tensors = tensors;
     config.metadata = notes;

@@ -153,10 +153,14 @@ static void add(double *sum, double *absolute, float a, float b)
     *absolute += product - product == 0 ? fabs(product) : (double)NAN;
 }
 
+/* The same bits; of NaN only that it is one: WebAssembly promises no more. */
 static void same(const float *a, const float *b, size_t n)
 {
-    ++n_bits;
-    if (memcmp(a, b, n * sizeof *a) != 0) ++wrong_bits;
+    int ok = 1;
+
+    for (size_t k = 0; k < n; ++k)
+        ok = ok && (memcmp(&a[k], &b[k], sizeof *a) == 0 || (a[k] != a[k] && b[k] != b[k]));
+    ++n_bits, wrong_bits += !ok;
 }
 
 /* ---- panels ---------------------------------------------------------------------------------- */

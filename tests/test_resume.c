@@ -124,6 +124,7 @@ static int io_thread(pthread_t *thread, const pthread_attr_t *attributes, void *
     io_mmap(at, size, protection, flags, file, offset)
 #define lseek(file, offset, from) io_lseek(file, offset, from)
 #define fstat(file, info) io_fstat(file, info)
+#define sysconf(name) 64L /* the pool makes no more threads than there are processors */
 #define pthread_create io_thread
 #define MONET_THREADS
 #define MONET_IMPLEMENTATION
