@@ -889,6 +889,17 @@ static monet_result monet__fail(monet_error *err, monet_result code, const char 
     return code;
 }
 
+/* A rule that does not hold, or a call that fails, ends the function; words are in its `err`. */
+#define MONET__NEED(code, rule, ...)                                                               \
+    do                                                                                             \
+        if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
+    while (0)
+#define MONET__TRY(call)                                                                           \
+    do {                                                                                           \
+        monet_result monet__tried = call;                                                          \
+        if (monet__tried != MONET_OK) return monet__tried;                                         \
+    } while (0)
+
 /* Copies a config; NULL gives zeros. */
 static monet_result monet__config(void *dst, size_t size, const void *src, monet_error *err)
 {
@@ -896,13 +907,10 @@ static monet_result monet__config(void *dst, size_t size, const void *src, monet
     memset(dst, 0, size);
     if (!src) return MONET_OK;
     memcpy(&given, src, sizeof given);
-    if (given > size)
-        return monet__fail(err, MONET_ERROR_VERSION,
-                           "config: struct_size is %U, this version of monet.h knows %U",
-                           (uint64_t)given, (uint64_t)size);
-    if (given && given < size) /* no struct of the first version is smaller */
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "config: struct_size is %U, expected 0 or %U",
-                           (uint64_t)given, (uint64_t)size);
+    MONET__NEED(VERSION, given <= size, "config: struct_size is %U, this version of monet.h knows "
+                "%U", (uint64_t)given, (uint64_t)size);
+    MONET__NEED(ARGUMENT, !given || given == size, /* no struct of the first version is smaller */
+                "config: struct_size is %U, expected 0 or %U", (uint64_t)given, (uint64_t)size);
     memcpy(dst, src, size);
     return MONET_OK;
 }
@@ -963,25 +971,17 @@ static uint16_t monet__to_f16(float f)
     if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((rest >> 13) & 0x3ffu));
     if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more round to inf */
     if (rest < 0x33000000u) return (uint16_t)sign;              /* below 2^-25: zero */
-    if (rest >= 0x38800000u) {
-        rest -= 0x38000000u;        /* normal in f16 */
-    } else {
-        shift = 126 - (rest >> 23); /* subnormal: 14..24 bits fall off */
+    if (rest < 0x38800000u) { /* subnormal in f16: 14..24 bits fall off */
+        shift = 126 - (rest >> 23);
         rest = (rest & 0x7fffffu) | 0x800000u;
-    }
+    } else rest -= 0x38000000u;
     return (uint16_t)(sign | (rest + (1u << (shift - 1)) - 1 + (rest >> shift & 1)) >> shift);
 }
 
 MONET_API const char *monet_dtype_name(monet_dtype dtype)
 {
-    switch (dtype) {
-    case MONET_F32: return "f32";
-    case MONET_F16: return "f16";
-    case MONET_BF16: return "bf16";
-    case MONET_Q8: return "q8";
-    case MONET_Q4: return "q4";
-    default: return "unknown";
-    }
+    static const char *const names[] = {"f32", "f16", "bf16", "q8", "q4"};
+    return (unsigned)dtype <= MONET_Q4 ? names[dtype] : "unknown";
 }
 
 /* The native type is monet_real: 8 bytes in a test build with double. */
@@ -1075,15 +1075,12 @@ static void monet__mode_end(const fenv_t *own) { (void)fesetenv(own); }
    XXH64 with seed 0, for accidents only. Streaming: any pieces give the hash of the whole.       */
 typedef struct monet__hash {
     uint64_t lane[4], total;
-    uint8_t  buffer[32];
-    size_t   n;
+    uint8_t  buffer[32]; /* total % 32 bytes wait here */
 } monet__hash;
 
-#define MONET__P1 0x9e3779b185ebca87u
-#define MONET__P2 0xc2b2ae3d27d4eb4fu
-#define MONET__P3 0x165667b19e3779f9u
-#define MONET__P4 0x85ebca77c2b2ae63u
-#define MONET__P5 0x27d4eb2f165667c5u
+static const uint64_t MONET__P1 = 0x9e3779b185ebca87u, MONET__P2 = 0xc2b2ae3d27d4eb4fu,
+                      MONET__P3 = 0x165667b19e3779f9u, MONET__P4 = 0x85ebca77c2b2ae63u,
+                      MONET__P5 = 0x27d4eb2f165667c5u;
 
 static uint64_t monet__rotate(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
 
@@ -1103,22 +1100,20 @@ static void monet__hash_begin(monet__hash *h)
 static void monet__hash_add(monet__hash *h, const void *data, size_t size)
 {
     const uint8_t *p = (const uint8_t *)data;
-    h->total += size;
-    while (size) {
-        size_t take = 32 - h->n < size ? 32 - h->n : size;
-        const uint8_t *block = take == 32 ? p : h->buffer;
-        if (take < 32) memcpy(h->buffer + h->n, p, take);
-        h->n += take, p += take, size -= take;
-        if (h->n < 32) return;
-        for (int k = 0; k < 4; ++k)
+    for (size_t take; size; p += take, size -= take) {
+        size_t         n = h->total % 32;
+        const uint8_t *block = n || size < 32 ? h->buffer : p;
+        take = 32 - n < size ? 32 - n : size;
+        if (block != p) memcpy(h->buffer + n, p, take);
+        h->total += take;
+        for (int k = 0; k < 4 && n + take == 32; ++k)
             h->lane[k] = monet__hash_round(h->lane[k], monet__u64(block + 8 * k));
-        h->n = 0;
     }
 }
 
 static uint64_t monet__hash_end(const monet__hash *h)
 {
-    const uint8_t *p = h->buffer, *end = p + h->n;
+    const uint8_t *p = h->buffer, *end = p + h->total % 32;
     uint64_t       x = MONET__P5;
     if (h->total >= 32) {
         x = monet__rotate(h->lane[0], 1) + monet__rotate(h->lane[1], 7) +
@@ -3052,13 +3047,8 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
    Easy to get wrong: control, unknown, unused and byte pieces never come out of a merge, whatever
    the text says; a new pair may be better than the one just merged; equal scores go by place; a
    character cut off by the end of the text is bytes.                                             */
-typedef struct monet__piece { /* one record of the file; its bytes are at blob + offset */
-    uint32_t offset;
-    uint16_t size, type;
-    float    score;
-} monet__piece;
-
 enum {
+    MONET__TOK_HEADER    = 32,      /* bytes of the section's header */
     MONET__TOK_MAX_PIECE = 512,     /* bytes of a piece: bounds what a made-up one can cost */
     MONET__TOK_MAX_COUNT = 1 << 24, /* pieces; merges */
     MONET__TOK_MAX_TEXT  = 1 << 30, /* bytes of all pieces; of one word to encode */
@@ -3089,32 +3079,33 @@ struct monet_tokenizer {
     char *text;
     uint8_t *marks;             /* (n_pieces) */
     uint32_t n_pairs, n_names;  /* places in these tables, not counting the last PROBES ones */
-    int32_t byte_ids[256], ascii[128]; /* piece of a byte; of an ASCII character, -1 = none */
+    int32_t byte_ids[256];      /* the piece of each byte */
     uint8_t joins[256 * 32];    /* bit (x,y): some piece has byte y right after byte x */
-    uint8_t starts[256];        /* marks of user-defined and control pieces, by their first byte */
-    uint8_t sizes[MONET__TOK_MAX_PIECE + 1]; /* marks of them, by the number of their plain bytes */
-    size_t max_special;                      /* the largest such number */
+    uint16_t longest[256];      /* plain bytes of user and control pieces, by their first byte */
 };
 
 /* Records of the file: little-endian, at any address. */
-static monet__piece monet__tok_piece(const monet_tokenizer *t, int32_t id)
+static monet_piece monet__tok_piece(const monet_tokenizer *t, int32_t id)
 {
     const uint8_t *p = t->pieces + (size_t)id * 12;
-    monet__piece   piece;
-    piece.offset = monet__u32(p);
-    piece.size = monet__u16(p + 4);
-    piece.type = monet__u16(p + 6);
-    piece.score = monet__float(monet__u32(p + 8));
+    monet_piece    piece = {t->blob + monet__u32(p), monet__u16(p + 4), monet__u16(p + 6),
+                            monet__float(monet__u32(p + 8))};
+    return piece;
+}
+
+static monet_piece monet__tok_plain_piece(const monet_tokenizer *t, int32_t id)
+{
+    monet_piece piece = monet__tok_piece(t, id);
+    piece.bytes = t->text + t->text_at[id];
+    piece.size = (int32_t)(t->text_at[id + 1] - t->text_at[id]);
     return piece;
 }
 
 static monet_merge monet__tok_merge(const monet_tokenizer *t, int32_t rank)
 {
     const uint8_t *p = t->merges + (size_t)rank * 12;
-    monet_merge    merge;
-    merge.left = (int32_t)monet__u32(p);
-    merge.right = (int32_t)monet__u32(p + 4);
-    merge.result = (int32_t)monet__u32(p + 8);
+    monet_merge    merge = {(int32_t)monet__u32(p), (int32_t)monet__u32(p + 4),
+                            (int32_t)monet__u32(p + 8)};
     return merge;
 }
 
@@ -3126,18 +3117,6 @@ static int32_t monet__tok_eos(const monet_tokenizer *t, int32_t k)
 static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
 {
     return id >= 0 && id < t->n_pieces;
-}
-
-static const char *monet__tok_raw(const monet_tokenizer *t, int32_t id, size_t *size)
-{
-    *size = monet__tok_piece(t, id).size;
-    return t->blob + monet__tok_piece(t, id).offset;
-}
-
-static const char *monet__tok_text(const monet_tokenizer *t, int32_t id, size_t *size)
-{
-    *size = t->text_at[id + 1] - t->text_at[id];
-    return t->text + t->text_at[id];
 }
 
 /* ---- tokenizer: characters and tables -------------------------------------------------------- */
@@ -3175,7 +3154,7 @@ static size_t monet__tok_plain(char *out, const char *s, size_t n)
 }
 
 /* A polynomial: hash(xy) = hash(x) * BASE^size(y) + hash(y), so one pass hashes both halves of all
-   splits of a piece. Mixed before use, because its low bits are weak.                            */
+   splits of a piece. Mixed before use, because some of its bits are weak.                        */
 static const uint64_t MONET__TOK_BASE = 0x9E3779B97F4A7C15u;
 
 static uint64_t monet__tok_step(uint64_t hash, char c)
@@ -3190,52 +3169,39 @@ static uint64_t monet__tok_hash(const char *s, size_t n)
     return hash;
 }
 
-static uint64_t monet__tok_mix(uint64_t x)
-{
-    x = (x ^ x >> 32) * 0xD6E8FEB86659FD93u;
-    return x ^ x >> 32;
-}
-
-/* Where to start in a table of n. It has PROBES more places at its end, the last always free. */
+/* Where to start in a table of n. It has PROBES more places at its end; the last one is always free
+   and stands for "too many probes".                                                              */
 static size_t monet__tok_home(uint64_t mixed, uint32_t n)
 {
     return (size_t)((mixed >> 32) * n >> 32);
 }
 
-/* The place of this pair, or the free one (result < 0) for it; NULL: too many probes. */
+/* The place of this pair, or the free one (result < 0) for it. */
 static monet__tok_pair *monet__tok_pair_at(const monet_tokenizer *t, int32_t left, int32_t right)
 {
     uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
-    monet__tok_pair *pair = t->pairs + monet__tok_home(monet__tok_mix(key * MONET__TOK_BASE),
-                                                       t->n_pairs);
+    monet__tok_pair *pair = t->pairs + monet__tok_home(monet__mix(key), t->n_pairs);
     monet__tok_pair *end = pair + MONET__TOK_PROBES - 1;
     while (pair < end && pair->result >= 0 && (pair->left != left || pair->right != right)) ++pair;
-    return pair < end ? pair : NULL;
+    return pair < end ? pair : t->pairs + t->n_pairs + MONET__TOK_PROBES - 1;
 }
 
 /* The place of the piece with one of these marks and plain bytes s, or, with marks 0, of the piece
-   that is written s; or the free one (id < 0) for it; NULL: too many probes.                     */
+   that is written s; or the free one (id -1) for it.                                             */
 static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t hash, const char *s,
                                            size_t n, unsigned marks)
 {
-    uint64_t mixed = monet__tok_mix(hash);
+    uint64_t mixed = monet__mix(hash);
     monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
     monet__tok_name *end = name + MONET__TOK_PROBES - 1;
     for (; name < end && name->id >= 0; ++name) {
-        const char *text;
-        size_t size;
+        const uint32_t *at = t->text_at + name->id;
+        monet_piece p = {t->text + at[0], (int32_t)(at[1] - at[0]), 0, 0};
         if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
-        text = marks ? monet__tok_text(t, name->id, &size) : monet__tok_raw(t, name->id, &size);
-        if (size == n && memcmp(text, s, n) == 0) break;
+        if (!marks) p = monet__tok_piece(t, name->id);
+        if ((size_t)p.size == n && memcmp(p.bytes, s, n) == 0) break;
     }
-    return name < end ? name : NULL;
-}
-
-static int32_t monet__tok_lookup(const monet_tokenizer *t, uint64_t hash, const char *s, size_t n,
-                                 unsigned marks)
-{
-    const monet__tok_name *name = monet__tok_name_at(t, hash, s, n, marks);
-    return name ? name->id : -1;
+    return name < end ? name : t->names + t->n_names + MONET__TOK_PROBES - 1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
@@ -3246,17 +3212,17 @@ static const char monet__tok_hex[] = "0123456789ABCDEF";
 static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const char *what,
                                     int64_t found, const char *need, monet_error *err)
 {
+    monet_piece p = monet__tok_piece(t, id);
     char shown[64];
-    size_t size, i, n = 0;
-    const char *s = monet__tok_raw(t, id, &size);
-    for (i = 0; i < size && n < 56; ++i) {
-        uint8_t c = (uint8_t)s[i];
+    int32_t i, n = 0;
+    for (i = 0; i < p.size && n < 56; ++i) {
+        uint8_t c = (uint8_t)p.bytes[i];
         const char hex[4] = {'\\', 'x', monet__tok_hex[c >> 4], monet__tok_hex[c & 15]};
         bool printable = c >= 0x20 && c < 0x7F;
-        memcpy(shown + n, printable ? s + i : hex, printable ? 1 : 4);
+        memcpy(shown + n, printable ? p.bytes + i : hex, printable ? 1 : 4);
         n += printable ? 1 : 4;
     }
-    memcpy(shown + n, i < size ? "..." : "", i < size ? 4 : 1);
+    memcpy(shown + n, i < p.size ? "..." : "", i < p.size ? 4 : 1);
     return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d \"%s\": %s %D, need %s",
                        id, shown, what, found, need);
 }
@@ -3265,22 +3231,20 @@ static monet_result monet__tok_fail(const monet_tokenizer *t, int32_t id, const 
 static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id, uint64_t *splits,
                                            monet_error *err)
 {
-    monet__piece p = monet__tok_piece(t, id);
-    size_t size;
-    if (p.size == 0 || p.size > MONET__TOK_MAX_PIECE)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: %d bytes, need 1 to %d",
-                           id, (int)p.size, MONET__TOK_MAX_PIECE);
-    if (p.offset > t->blob_size || p.size > t->blob_size - p.offset)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: ends at byte %U of %U",
-                           id, (uint64_t)p.offset + p.size, (uint64_t)t->blob_size);
+    const uint8_t *record = t->pieces + (size_t)id * 12;
+    uint64_t size = monet__u16(record + 4), end = monet__u32(record) + size;
+    monet_piece p;
+    MONET__NEED(FORMAT, size > 0 && size <= MONET__TOK_MAX_PIECE,
+                "tokenizer: piece %d: %U bytes, need 1 to %d", id, size, MONET__TOK_MAX_PIECE);
+    MONET__NEED(FORMAT, end <= t->blob_size, "tokenizer: piece %d: ends at byte %U of %U", id, end,
+                (uint64_t)t->blob_size);
+    p = monet__tok_piece(t, id);
     if (p.type < MONET_PIECE_NORMAL || p.type > MONET_PIECE_BYTE)
         return monet__tok_fail(t, id, "type", p.type, "1 to 6", err);
-    if ((monet__bits(p.score) & 0x7F800000u) == 0x7F800000u)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: piece %d: the score is not finite",
-                           id);
-    for (size_t i = 0; i < p.size; i += size) {
-        size = monet__utf8_size(t->blob + p.offset + i, p.size - i);
-        if (size == 0 || size > p.size - i)
+    MONET__NEED(FORMAT, p.score - p.score == 0, "tokenizer: piece %d: the score is not finite", id);
+    for (size_t i = 0, n; i < size; i += n) {
+        n = monet__utf8_size(p.bytes + i, size - i);
+        if (n == 0 || n > size - i)
             return monet__tok_fail(t, id, "bytes of valid UTF-8", (int64_t)i, "all", err);
         *splits += i > 0 && p.type == MONET_PIECE_NORMAL;
     }
@@ -3291,29 +3255,25 @@ static monet_result monet__tok_check_piece(const monet_tokenizer *t, int32_t id,
 static monet_result monet__tok_check(monet_tokenizer *t, monet_error *err)
 {
     uint64_t total = 0, splits = 0, n_pairs;
-    if (t->n_pieces < 1)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: %d pieces and %d merges, need at least 1 and 0, at most %d",
-                           t->n_pieces, t->n_merges, MONET__TOK_MAX_COUNT);
-    if (t->prefix_space < 0 || t->prefix_space > 2)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: prefix space mode %d, need 0 to 2",
-                           t->prefix_space);
+    MONET__NEED(FORMAT, t->n_pieces > 0,
+                "tokenizer: %d pieces and %d merges, need at least 1 and 0, at most %d",
+                t->n_pieces, t->n_merges, MONET__TOK_MAX_COUNT);
+    MONET__NEED(FORMAT, t->prefix_space >= 0 && t->prefix_space <= 2,
+                "tokenizer: prefix space mode %d, need 0 to 2", t->prefix_space);
     for (int32_t k = -2; k < t->n_eos; ++k) {
         int32_t id = k == -2 ? t->unk_id : k == -1 ? t->bos_id : monet__tok_eos(t, k);
-        if (monet__tok_is_id(t, id) || (k < 0 && id == -1)) continue;
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %s id %d, there are %d pieces",
-                           k == -2 ? "unk" : k == -1 ? "bos" : "eos", id, t->n_pieces);
+        MONET__NEED(FORMAT, monet__tok_is_id(t, id) || (k < 0 && id == -1),
+                    "tokenizer: %s id %d, there are %d pieces",
+                    k == -2 ? "unk" : k == -1 ? "bos" : "eos", id, t->n_pieces);
     }
     for (int32_t i = 0; i < t->n_pieces; ++i) {
-        monet_result result = monet__tok_check_piece(t, i, &splits, err);
-        if (result != MONET_OK) return result;
-        total += monet__tok_piece(t, i).size;
+        MONET__TRY(monet__tok_check_piece(t, i, &splits, err));
+        total += (uint64_t)monet__tok_piece(t, i).size;
     }
     /* Pieces that share bytes could ask for far more memory than the file has. */
-    if (total > t->blob_size || total > MONET__TOK_MAX_TEXT)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: pieces of %U bytes together, room for %U", total,
-                           (uint64_t)t->blob_size);
+    MONET__NEED(FORMAT, total <= t->blob_size && total <= MONET__TOK_MAX_TEXT,
+                "tokenizer: pieces of %U bytes together, room for %U", total,
+                (uint64_t)t->blob_size);
     n_pairs = t->n_merges ? (uint64_t)t->n_merges : splits;
     t->n_pairs = (uint32_t)(n_pairs + n_pairs / 2); /* n_pairs is at most 2^30 */
     t->n_names = 2 * (uint32_t)t->n_pieces;
@@ -3337,27 +3297,27 @@ static void monet__tok_tables(monet_tokenizer *t, monet__arena *arena)
 /* Name, plain bytes and marks of a piece. */
 static monet_result monet__tok_add_name(monet_tokenizer *t, int32_t id, monet_error *err)
 {
-    monet__piece p = monet__tok_piece(t, id);
-    const char *bytes = t->blob + p.offset;
+    monet_piece p = monet__tok_piece(t, id);
     char *plain = t->text + t->text_at[id];
-    size_t size = monet__tok_plain(plain, bytes, p.size);
+    size_t size = monet__tok_plain(plain, p.bytes, (size_t)p.size);
     uint64_t hash = monet__tok_hash(plain, size);
-    monet__tok_name *name = monet__tok_name_at(t, hash, bytes, p.size, 0);
+    monet__tok_name *name = monet__tok_name_at(t, hash, p.bytes, (size_t)p.size, 0);
+    uint8_t lead = (uint8_t)plain[0];
     uint8_t mark = p.type == MONET_PIECE_USER ? MONET__TOK_USER
                  : p.type == MONET_PIECE_CONTROL ? MONET__TOK_CONTROL : 0;
-    if (!name) return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
+    if (name == t->names + t->n_names + MONET__TOK_PROBES - 1)
+        return monet__tok_fail(t, id, "probes", MONET__TOK_PROBES, "fewer", err);
     if (name->id >= 0)
         return monet__tok_fail(t, id, "the same bytes as piece", name->id, "others", err);
     name->id = id;
-    name->tag = (uint32_t)monet__tok_mix(hash);
+    name->tag = (uint32_t)monet__mix(hash);
     t->text_at[id + 1] = t->text_at[id] + (uint32_t)size;
     t->marks[id] = mark;
     if (mark) {
-        t->sizes[size] |= mark;
-        t->starts[(uint8_t)plain[0]] |= mark;
-        if (plain[0] == ' ') t->starts[0xE2] |= mark; /* of U+2581 in the text */
-        if (size > t->max_special) t->max_special = size;
-    } else if (p.type == MONET_PIECE_NORMAL && !memchr(bytes, ' ', p.size)) {
+        if (size > t->longest[lead]) t->longest[lead] = (uint16_t)size;
+        if (lead == ' ' && size > t->longest[0xE2]) /* of U+2581 in the text */
+            t->longest[0xE2] = (uint16_t)size;
+    } else if (p.type == MONET_PIECE_NORMAL && !memchr(p.bytes, ' ', (size_t)p.size)) {
         t->marks[id] = MONET__TOK_USABLE; /* text reads as U+2581, never as a true space */
     }
     return MONET_OK;
@@ -3374,32 +3334,29 @@ static monet_result monet__tok_add_bytes(monet_tokenizer *t, monet_error *err)
         int32_t id, type;
         bytes[3] = monet__tok_hex[value >> 4];
         bytes[4] = monet__tok_hex[value & 15];
-        id = monet__tok_lookup(t, monet__tok_hash(bytes, 6), bytes, 6, 0);
+        id = monet_tokenizer_find(t, bytes, 6);
         type = id < 0 ? -1 : monet__tok_piece(t, id).type;
-        if (type != MONET_PIECE_BYTE)
-            return monet__fail(err, MONET_ERROR_FORMAT,
-                               "tokenizer: \"%s\" is piece %d, type %d, need type %d", bytes,
-                               id, type, MONET_PIECE_BYTE);
+        MONET__NEED(FORMAT, type == MONET_PIECE_BYTE,
+                    "tokenizer: \"%s\" is piece %d, type %d, need type %d", bytes, id, type,
+                    MONET_PIECE_BYTE);
         t->byte_ids[value] = id;
         t->text[t->text_at[id]] = (char)(uint8_t)value;
     }
-    if (n == 256) return MONET_OK;
-    return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %d byte pieces, need 256", n);
+    MONET__NEED(FORMAT, n == 256, "tokenizer: %d byte pieces, need 256", n);
+    return MONET_OK;
 }
 
 static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_t right,
                                         int32_t result, uint32_t priority, monet_error *err)
 {
     monet__tok_pair *pair = monet__tok_pair_at(t, left, right);
-    if (!pair) return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
-    if (pair->result >= 0)
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: merge %U is of the same pieces %d and %d as merge %U",
-                           (uint64_t)priority, left, right, (uint64_t)pair->priority);
-    pair->left = left;
-    pair->right = right;
-    pair->result = result;
-    pair->priority = priority;
+    if (pair == t->pairs + t->n_pairs + MONET__TOK_PROBES - 1)
+        return monet__tok_fail(t, result, "probes", MONET__TOK_PROBES, "fewer", err);
+    MONET__NEED(FORMAT, pair->result < 0,
+                "tokenizer: merge %U is of the same pieces %d and %d as merge %U",
+                (uint64_t)priority, left, right, (uint64_t)pair->priority);
+    pair->left = left, pair->right = right;
+    pair->result = result, pair->priority = priority;
     t->marks[result] |= MONET__TOK_FORMED;
     return MONET_OK;
 }
@@ -3407,68 +3364,46 @@ static monet_result monet__tok_add_pair(monet_tokenizer *t, int32_t left, int32_
 /* Without merges each split of a piece into two pieces is one, with the score as priority. */
 static monet_result monet__tok_add_splits(monet_tokenizer *t, int32_t id, monet_error *err)
 {
-    uint32_t bits = monet__bits(monet__tok_piece(t, id).score + 0.0f); /* -0 becomes 0 */
+    monet_piece p = monet__tok_plain_piece(t, id);
+    uint32_t bits = monet__bits(p.score + 0.0f); /* -0 becomes 0 */
     uint32_t priority = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu; /* the higher score, the lower */
     uint64_t left[MONET__TOK_MAX_PIECE], right = 0, power = 1; /* hashes of s[0..i) and s[i..n) */
-    size_t n;
-    const char *s = monet__tok_text(t, id, &n);
-    monet_result result = MONET_OK;
+    const char *s = p.bytes;
+    size_t n = (size_t)p.size;
     if (!(t->marks[id] & MONET__TOK_USABLE)) return MONET_OK;
     left[0] = 0;
     for (size_t i = 1; i < n; ++i) left[i] = monet__tok_step(left[i - 1], s[i - 1]);
-    for (size_t i = n; i-- > 1 && result == MONET_OK; power *= MONET__TOK_BASE) {
+    for (size_t i = n; i-- > 1; power *= MONET__TOK_BASE) {
         int32_t l, r = -1;
         right += ((uint8_t)s[i] + 1u) * power;
         if (((uint8_t)s[i] & 0xC0) == 0x80) continue;
-        l = monet__tok_lookup(t, left[i], s, i, MONET__TOK_USABLE);
-        if (l >= 0) r = monet__tok_lookup(t, right, s + i, n - i, MONET__TOK_USABLE);
-        if (r >= 0) result = monet__tok_add_pair(t, l, r, id, priority, err);
+        l = monet__tok_name_at(t, left[i], s, i, MONET__TOK_USABLE)->id;
+        if (l >= 0) r = monet__tok_name_at(t, right, s + i, n - i, MONET__TOK_USABLE)->id;
+        if (r >= 0) MONET__TRY(monet__tok_add_pair(t, l, r, id, priority, err));
     }
-    return result;
+    return MONET_OK;
 }
 
 static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet_error *err)
 {
     monet_merge m = monet__tok_merge(t, rank);
-    const char *left, *right, *whole;
-    size_t l, r, n;
-    if (!monet__tok_is_id(t, m.left) || !monet__tok_is_id(t, m.right) ||
-        !monet__tok_is_id(t, m.result))
-        return monet__fail(err, MONET_ERROR_FORMAT,
-                           "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
-                           rank, m.left, m.right, m.result, t->n_pieces);
-    left = monet__tok_raw(t, m.left, &l);
-    right = monet__tok_raw(t, m.right, &r);
-    whole = monet__tok_raw(t, m.result, &n);
-    if (n != l + r || memcmp(whole, left, l) || memcmp(whole + l, right, r))
+    monet_piece left, right, whole;
+    MONET__NEED(FORMAT, monet__tok_is_id(t, m.left) && monet__tok_is_id(t, m.right) &&
+                monet__tok_is_id(t, m.result),
+                "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
+                rank, m.left, m.right, m.result, t->n_pieces);
+    left = monet__tok_piece(t, m.left);
+    right = monet__tok_piece(t, m.right);
+    whole = monet__tok_piece(t, m.result);
+    if (whole.size != left.size + right.size ||
+        memcmp(whole.bytes, left.bytes, (size_t)left.size) ||
+        memcmp(whole.bytes + left.size, right.bytes, (size_t)right.size))
         return monet__tok_fail(t, m.result, "other bytes than in the parts of merge", rank,
                                "the same", err);
     t->marks[m.result] |= MONET__TOK_FORMED;
     if (!(t->marks[m.left] & t->marks[m.right] & t->marks[m.result] & MONET__TOK_USABLE))
         return MONET_OK; /* text never yields one of the three */
     return monet__tok_add_pair(t, m.left, m.right, m.result, (uint32_t)rank, err);
-}
-
-static void monet__tok_add_join(monet_tokenizer *t, int x, int y)
-{
-    t->joins[x * 32 + y / 8] = (uint8_t)(t->joins[x * 32 + y / 8] | 1 << y % 8);
-}
-
-/* Which bytes stand side by side in pieces. No cut inside of a character, nor beside something like
-   U+2581, which is E2 96 81 in the text but a space in the plain bytes.                          */
-static void monet__tok_add_joins(monet_tokenizer *t)
-{
-    for (int32_t id = 0; id < t->n_pieces; ++id) {
-        size_t n;
-        const char *s = monet__tok_text(t, id, &n);
-        for (size_t i = 1; i < n && (t->marks[id] & MONET__TOK_USABLE); ++i)
-            monet__tok_add_join(t, (uint8_t)s[i - 1], (uint8_t)s[i]);
-    }
-    for (int x = 0; x < 256; ++x) {
-        for (int y = 0x80; y < 0xC0; ++y) monet__tok_add_join(t, x, y);
-        monet__tok_add_join(t, x, 0xE2);
-        monet__tok_add_join(t, 0x81, x);
-    }
 }
 
 /* ---- tokenizer: words ------------------------------------------------------------------------
@@ -3497,8 +3432,7 @@ typedef struct monet__tok_out {
 
 static void monet__tok_push(monet__tok_out *out, int32_t token)
 {
-    if (out->count < out->capacity) out->tokens[out->count] = token;
-    out->count++;
+    if (out->count++ < out->capacity) out->tokens[out->count - 1] = token;
 }
 
 static uint32_t monet__tok_lesser(const uint32_t *tree, size_t k)
@@ -3519,22 +3453,20 @@ static uint32_t monet__tok_rate(const monet_tokenizer *t, const monet__tok_word 
 {
     monet__tok_symbol *a = &w->symbols[i];
     int32_t right = a->next < 0 ? -1 : w->symbols[a->next].id;
-    const monet__tok_pair *pair = (a->id | right) < 0 ? NULL : monet__tok_pair_at(t, a->id, right);
-    a->result = pair ? pair->result : -1;
-    return pair && pair->result >= 0 ? pair->priority : UINT32_MAX;
+    const monet__tok_pair *pair;
+    if ((a->id | right) < 0) return UINT32_MAX;
+    pair = monet__tok_pair_at(t, a->id, right);
+    a->result = pair->result;
+    return pair->priority; /* of a free place all bits are set */
 }
 
 static void monet__tok_merge_all(const monet_tokenizer *t, const monet__tok_word *w)
 {
-    const uint32_t *tree = w->tree;
-    uint32_t best = UINT32_MAX;
-    size_t k = 1;
-    while (tree[1] != UINT32_MAX) {
+    while (w->tree[1] != UINT32_MAX) {
         monet__tok_symbol *a;
         int32_t i, gone;
-        if (tree[1] != best) best = tree[1], k = 1;
-        while (tree[k] != best) k /= 2; /* left of the last merge nothing is as good */
-        while (k < w->leaves) k = 2 * k + (tree[2 * k] != best);
+        size_t k = 1;
+        while (k < w->leaves) k = 2 * k + (w->tree[2 * k] != w->tree[1]);
         i = (int32_t)(k - w->leaves);
         a = &w->symbols[i];
         gone = a->next;
@@ -3544,9 +3476,7 @@ static void monet__tok_merge_all(const monet_tokenizer *t, const monet__tok_word
         monet__tok_set(w, gone, UINT32_MAX);
         /* only i and the symbol before it have new pairs */
         monet__tok_set(w, i, monet__tok_rate(t, w, i));
-        if (a->prev < 0) continue;
-        monet__tok_set(w, a->prev, monet__tok_rate(t, w, a->prev));
-        k = w->leaves + (size_t)a->prev;
+        if (a->prev >= 0) monet__tok_set(w, a->prev, monet__tok_rate(t, w, a->prev));
     }
 }
 
@@ -3558,15 +3488,16 @@ static int32_t monet__tok_read(const monet_tokenizer *t, monet__tok_symbol *symb
     size_t size = 0;
     for (size_t at = 0; at < n || prefix; at += size, ++count) {
         const char *c = s + at;
+        size_t k;
         monet__tok_symbol *a = &symbols[count];
         a->prev = count - 1;
         a->next = count + 1;
         a->at = (uint32_t)at;
-        size = prefix ? 0 : (uint8_t)*c < 0x80 ? 1 : monet__utf8_size(c, n - at);
+        size = prefix ? 0 : monet__utf8_size(c, n - at);
         if (size > n - at || (size == 0 && !prefix)) size = 1; /* no character: a byte alone */
-        if (prefix || monet__tok_is_mark(c, size)) a->id = t->ascii[0x20];
-        else if ((uint8_t)*c < 0x80) a->id = t->ascii[(uint8_t)*c];
-        else a->id = monet__tok_lookup(t, monet__tok_hash(c, size), c, size, MONET__TOK_USABLE);
+        k = size;
+        if (prefix || monet__tok_is_mark(c, size)) c = " ", k = 1;
+        a->id = monet__tok_name_at(t, monet__tok_hash(c, k), c, k, MONET__TOK_USABLE)->id;
         prefix = false;
     }
     symbols[count - 1].next = -1;
@@ -3610,22 +3541,23 @@ static void monet__tok_encode_word(monet__tok_out *out, const char *s, size_t n,
     monet__free(&t->host, block, size);
 }
 
-static bool monet__tok_joined(const monet_tokenizer *t, char x, char y)
+/* No cut inside of a character, nor beside something like U+2581, which is E2 96 81 in the text but
+   a space in the plain bytes.                                                                    */
+static bool monet__tok_joined(const monet_tokenizer *t, uint8_t x, uint8_t y)
 {
-    return t->joins[(uint8_t)x * 32 + (uint8_t)y / 8] >> ((uint8_t)y & 7) & 1;
+    return x == 0x81 || y == 0xE2 || (y & 0xC0) == 0x80 || t->joins[x * 32 + y / 8] >> y % 8 & 1;
 }
 
 /* Text without special pieces. The prefix space goes to the first word. */
 static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool prefix)
 {
     const monet_tokenizer *t = out->t;
-    if (n == 0 && prefix) monet__tok_encode_word(out, s, 0, true);
-    for (size_t i = 0, start = 0; i < n && out->result == MONET_OK; start = i) {
+    for (size_t i = 0, start = 0; (i < n || prefix) && out->result == MONET_OK; start = i) {
         uint64_t hash = 0;
         int32_t id = -1;
-        do hash = monet__tok_step(hash, s[i++]);
-        while (i < n && monet__tok_joined(t, s[i - 1], s[i]));
-        if (!prefix) id = monet__tok_lookup(t, hash, s + start, i - start, MONET__TOK_WHOLE);
+        while (i < n && (i == start || monet__tok_joined(t, (uint8_t)s[i - 1], (uint8_t)s[i])))
+            hash = monet__tok_step(hash, s[i++]);
+        if (!prefix) id = monet__tok_name_at(t, hash, s + start, i - start, MONET__TOK_WHOLE)->id;
         if (id >= 0) monet__tok_push(out, id);
         else monet__tok_encode_word(out, s + start, i - start, prefix);
         prefix = false;
@@ -3634,27 +3566,27 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
 
-/* Each piece must be the result of a merge. Which ones are what their own text merges to? (Rarely
-   not, when the pieces on the way go elsewhere first.)                                           */
+/* Each piece must be the result of a merge. Which bytes stand side by side? Which pieces are what
+   their own text merges to? (Rarely not, when the pieces on the way go elsewhere first.)         */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
 {
     int32_t token = -1;
     monet__tok_out out = {t, &token, 1, 0, MONET_OK};
-    for (int c = 0; c < 128; ++c) {
-        char s = (char)c;
-        t->ascii[c] = monet__tok_lookup(t, monet__tok_hash(&s, 1), &s, 1, MONET__TOK_USABLE);
-    }
-    monet__tok_add_joins(t);
     for (int32_t id = 0; id < t->n_pieces; ++id) {
-        size_t n;
-        const char *s = monet__tok_text(t, id, &n);
-        if (monet__tok_piece(t, id).type != MONET_PIECE_NORMAL) continue;
-        if (!(t->marks[id] & MONET__TOK_FORMED) && monet__utf8_size(s, n) != n)
+        monet_piece p = monet__tok_plain_piece(t, id);
+        size_t n = (size_t)p.size;
+        if (p.type != MONET_PIECE_NORMAL) continue;
+        if (!(t->marks[id] & MONET__TOK_FORMED) && monet__utf8_size(p.bytes, n) != n)
             return monet__tok_fail(t, id, "merges that make it", 0, "at least 1", err);
-        if (!(t->marks[id] & MONET__TOK_USABLE) || n > MONET__TOK_SHORT) continue;
-        if (s[0] != ' ' && n > 2) continue; /* not often a word of its own: saves half the time */
+        if (!(t->marks[id] & MONET__TOK_USABLE)) continue;
+        for (size_t i = 1; i < n; ++i) {
+            uint8_t x = (uint8_t)p.bytes[i - 1], y = (uint8_t)p.bytes[i];
+            t->joins[x * 32 + y / 8] |= (uint8_t)(1 << y % 8);
+        }
+        if (n > MONET__TOK_SHORT) continue;
+        if (p.bytes[0] != ' ' && n > 2) continue; /* not often a word: saves half the time */
         out.count = 0;
-        monet__tok_encode_word(&out, s, n, false);
+        monet__tok_encode_word(&out, p.bytes, n, false);
         if (out.count == 1 && token == id) t->marks[id] |= MONET__TOK_WHOLE;
     }
     return MONET_OK;
@@ -3664,21 +3596,17 @@ static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
 static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, monet_error *err)
 {
     monet__arena arena = {(char *)t->pairs, 0, false};
-    monet_result result = MONET_OK;
-    if (t->n_pieces > vocab_size)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer has %d pieces, vocab_size is %d",
-                           t->n_pieces, vocab_size);
+    MONET__NEED(FORMAT, t->n_pieces <= vocab_size, "tokenizer has %d pieces, vocab_size is %d",
+                t->n_pieces, vocab_size);
     monet__tok_tables(t, &arena);
     memset(arena.base, 0xFF, (size_t)((char *)t->text_at - arena.base)); /* both hash tables */
     t->text_at[0] = 0;
-    for (int32_t i = 0; i < t->n_pieces && result == MONET_OK; ++i)
-        result = monet__tok_add_name(t, i, err);
-    if (result == MONET_OK) result = monet__tok_add_bytes(t, err);
-    for (int32_t i = 0; i < t->n_pieces && t->n_merges == 0 && result == MONET_OK; ++i)
-        result = monet__tok_add_splits(t, i, err);
-    for (int32_t i = 0; i < t->n_merges && result == MONET_OK; ++i)
-        result = monet__tok_add_merge(t, i, err);
-    return result == MONET_OK ? monet__tok_finish(t, err) : result;
+    for (int32_t i = 0; i < t->n_pieces; ++i) MONET__TRY(monet__tok_add_name(t, i, err));
+    MONET__TRY(monet__tok_add_bytes(t, err));
+    for (int32_t i = 0; i < t->n_pieces && t->n_merges == 0; ++i)
+        MONET__TRY(monet__tok_add_splits(t, i, err));
+    for (int32_t i = 0; i < t->n_merges; ++i) MONET__TRY(monet__tok_add_merge(t, i, err));
+    return monet__tok_finish(t, err);
 }
 
 /* ---- tokenizer: encode and decode ------------------------------------------------------------ */
@@ -3691,13 +3619,14 @@ static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_
     char plain[MONET__TOK_MAX_PIECE];
     int32_t found = -1;
     uint64_t hash = 0;
-    for (size_t i = 0, k = 0; k < t->max_special && i < n; prefix = false) {
+    size_t most = t->longest[prefix ? 0x20 : (uint8_t)s[0]];
+    for (size_t i = 0, k = 0; k < most && i < n; prefix = false) {
         size_t step = prefix ? 0 : monet__tok_is_mark(s + i, n - i) ? 3 : 1;
-        int32_t id = -1;
+        int32_t id;
         plain[k] = step == 1 ? s[i] : ' ';
         hash = monet__tok_step(hash, plain[k++]);
         i += step;
-        if (t->sizes[k] & marks) id = monet__tok_lookup(t, hash, plain, k, marks);
+        id = monet__tok_name_at(t, hash, plain, k, marks)->id;
         if (id >= 0) found = id, *size = i;
     }
     return found;
@@ -3711,26 +3640,24 @@ static void monet__tok_encode(monet__tok_out *out, const char *s, size_t n, unsi
     const int32_t mode = flags & MONET_NO_PREFIX ? 0 : t->prefix_space;
     const unsigned marks = MONET__TOK_USER | (flags & MONET_PARSE_SPECIAL ? MONET__TOK_CONTROL : 0);
     bool prefix = mode == 1 || (mode == 2 && s[0] != ' ' && !monet__tok_is_mark(s, n));
+    bool first = prefix; /* which may be the space that a user-defined piece begins with */
     size_t i = 0, from = 0, size = 0;
-    int32_t id = prefix ? monet__tok_special(t, s, n, true, MONET__TOK_USER, &size) : -1;
-    if (id >= 0) {
-        monet__tok_push(out, id);
-        prefix = false;
-        i = from = size;
-    }
     while (i < n) {
+        const unsigned kinds = first ? (unsigned)MONET__TOK_USER : marks;
+        int32_t id = -1;
         bool user;
-        id = t->starts[(uint8_t)s[i]] & marks
-           ? monet__tok_special(t, s + i, n - i, false, marks, &size) : -1;
-        if (id < 0) {
-            ++i;
-            continue;
+        if (first || t->longest[(uint8_t)s[i]])
+            id = monet__tok_special(t, s + i, n - i, first, kinds, &size);
+        user = id >= 0 && monet__tok_piece(t, id).type == MONET_PIECE_USER;
+        if (id >= 0) {
+            if (!first && (i > from || user)) monet__tok_words(out, s + from, i - from, prefix);
+            monet__tok_push(out, id);
+            prefix = mode == 1 && !user;
+            from = i += size;
+        } else {
+            i += !first;
         }
-        user = monet__tok_piece(t, id).type == MONET_PIECE_USER;
-        if (i > from || user) monet__tok_words(out, s + from, i - from, prefix);
-        monet__tok_push(out, id);
-        prefix = mode == 1 && !user;
-        from = i += size;
+        first = false;
     }
     if (from < n) monet__tok_words(out, s + from, n - from, prefix);
 }
@@ -3753,15 +3680,13 @@ MONET_API monet_result monet_tokenizer_encode(const monet_tokenizer *t, const ch
 
 MONET_API const char *monet_tokenizer_bytes(const monet_tokenizer *t, int32_t token, size_t *size)
 {
-    const char *bytes;
-    uint16_t type;
+    monet_piece p;
     if (size) *size = 0;
     if (!t || !size || !monet__tok_is_id(t, token)) return NULL;
-    bytes = monet__tok_text(t, token, size);
-    type = monet__tok_piece(t, token).type;
-    if (type == MONET_PIECE_BYTE) *size = 1;
-    if (type == MONET_PIECE_CONTROL || type == MONET_PIECE_UNKNOWN) *size = 0;
-    return bytes;
+    p = monet__tok_plain_piece(t, token);
+    *size = p.type == MONET_PIECE_CONTROL || p.type == MONET_PIECE_UNKNOWN ? 0
+          : p.type == MONET_PIECE_BYTE ? 1 : (size_t)p.size;
+    return p.bytes;
 }
 
 MONET_API monet_result monet_tokenizer_decode(const monet_tokenizer *t, const int32_t *tokens,
@@ -3790,8 +3715,8 @@ MONET_API int32_t monet_tokenizer_find(const monet_tokenizer *t, const char *byt
 {
     char plain[MONET__TOK_MAX_PIECE];
     if (!t || !bytes || size == 0 || size > MONET__TOK_MAX_PIECE) return -1;
-    return monet__tok_lookup(t, monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)), bytes,
-                             size, 0);
+    return monet__tok_name_at(t, monet__tok_hash(plain, monet__tok_plain(plain, bytes, size)),
+                              bytes, size, 0)->id;
 }
 
 MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t token)
@@ -3805,25 +3730,21 @@ MONET_API bool monet_tokenizer_is_eos(const monet_tokenizer *tokenizer, int32_t 
    u32 pieces, merges, end-of-text ids, bytes of all pieces, i32 unk id, bos id, u32 prefix space,
    u32 strip space; then the pieces (u32 offset, u16 size, u16 type, f32 score), the merges
    (u32 left, right, result), the end-of-text ids (u32), the bytes.                               */
-#define MONET__TOK_HEADER 32
-
 /* Finds the tables in the section and measures the indexes; nothing is allocated yet. */
 static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uint64_t size,
                                     monet_error *err)
 {
     monet__arena arena = {NULL, 0, false};
     uint64_t n_pieces, n_merges, n_eos, blob, need;
-    monet_result result;
-    if (size < MONET__TOK_HEADER)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: section of %U bytes, its header "
-                           "alone needs %d", size, MONET__TOK_HEADER);
+    MONET__NEED(FORMAT, size >= MONET__TOK_HEADER, "tokenizer: section of %U bytes, its header "
+                "alone needs %d", size, MONET__TOK_HEADER);
     n_pieces = monet__u32(data), n_merges = monet__u32(data + 4);
     n_eos = monet__u32(data + 8), blob = monet__u32(data + 12);
     need = MONET__TOK_HEADER + 12 * (n_pieces + n_merges) + 4 * n_eos + blob; /* below 2^38 */
-    if (need != size || n_pieces > MONET__TOK_MAX_COUNT || n_merges > MONET__TOK_MAX_COUNT)
-        return monet__fail(err, MONET_ERROR_FORMAT, "tokenizer: %U pieces, %U merges, %U ids and "
-                           "%U bytes take %U bytes, the section has %U", n_pieces, n_merges, n_eos,
-                           blob, need, size);
+    MONET__NEED(FORMAT, need == size && n_pieces <= MONET__TOK_MAX_COUNT &&
+                n_merges <= MONET__TOK_MAX_COUNT, "tokenizer: %U pieces, %U merges, %U ids and %U "
+                "bytes take %U bytes, the section has %U", n_pieces, n_merges, n_eos, blob, need,
+                size);
     memset(t, 0, sizeof *t);
     t->n_pieces = (int32_t)n_pieces, t->n_merges = (int32_t)n_merges, t->n_eos = (int32_t)n_eos;
     t->unk_id = (int32_t)monet__u32(data + 16), t->bos_id = (int32_t)monet__u32(data + 20);
@@ -3834,10 +3755,10 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
     t->eos_id = t->n_eos ? monet__tok_eos(t, 0) : -1;
     t->blob = (const char *)t->eos + 4 * n_eos;
     t->blob_size = (size_t)blob;
-    result = monet__tok_check(t, err);
+    MONET__TRY(monet__tok_check(t, err));
     monet__tok_tables(t, &arena);
     t->index_size = arena.used;
-    return result;
+    return MONET_OK;
 }
 
 /* The indexes' place in the model's arena. */
@@ -3858,13 +3779,7 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
     out->eos_ids = eos_ids, out->n_eos = t->n_eos;
     out->unk_id = t->unk_id, out->bos_id = t->bos_id;
     out->prefix_space = t->prefix_space, out->strip_space = t->strip_space;
-    for (int32_t k = 0; pieces && k < t->n_pieces; ++k) {
-        monet__piece piece = monet__tok_piece(t, k);
-        pieces[k].bytes = t->blob + piece.offset;
-        pieces[k].size = piece.size;
-        pieces[k].type = piece.type;
-        pieces[k].score = piece.score;
-    }
+    for (int32_t k = 0; pieces && k < t->n_pieces; ++k) pieces[k] = monet__tok_piece(t, k);
     for (int32_t k = 0; merges && k < t->n_merges; ++k) merges[k] = monet__tok_merge(t, k);
     for (int32_t k = 0; eos_ids && k < t->n_eos; ++k) eos_ids[k] = monet__tok_eos(t, k);
     return MONET_OK;
@@ -3879,35 +3794,54 @@ MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer
    about 50 us for the next job, then waits.                                                      */
 typedef void (*monet__item_fn)(void *context, int item, int task);
 
+typedef struct monet__job {
+    monet__item_fn fn;
+    void          *context;
+    int            count, n_tasks, step;
+    int            next;    /* first item that nobody has taken; atomic */
+    bool           foreign; /* on threads of the host, in whatever mode they are */
+} monet__job;
+
+/* The next items for a task: `step` of them from the one that is returned on. */
+static int monet__job_next(monet__job *job, int *share)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    (void)share;
+    return __atomic_fetch_add(&job->next, job->step, __ATOMIC_RELAXED);
+#else /* the n-th share of a task lies n * n_tasks shares behind its first */
+    int first = *share;
+    *share += job->n_tasks;
+    return first * job->step;
+#endif
+}
+
+static void monet__job_task(void *arg, int index)
+{
+    monet__job *job = (monet__job *)arg;
+    fenv_t      own;
+    int         share = index;
+    if (job->foreign) monet__mode_begin(&own);
+    for (int first; (first = monet__job_next(job, &share)) < job->count;)
+        for (int item = first; item < first + job->step && item < job->count; ++item)
+            job->fn(job->context, item, index);
+    if (job->foreign) monet__mode_end(&own);
+}
+
 #if defined(MONET_THREADS) && MONET__POSIX
 #define MONET__POOL 1
 typedef struct monet__pool {
     pthread_mutex_t lock;
     pthread_cond_t  wake, done;
     pthread_t       threads[256];
-    int             n_started, owner;
-    void (*task)(void *arg, int index);
-    void *arg;
-    int   left;    /* tasks 1..left are not taken yet; atomic */
-    int   running; /* tasks that are not finished; atomic */
-    int   asleep;  /* threads that wait for a job */
-    bool  quit;
+    int             n_started;
+    int             owner;   /* the process that has these threads; 0 = no pool */
+    monet__job     *job;
+    int             left;    /* tasks 1..left are not taken yet; atomic */
+    int             running; /* tasks that are not finished; atomic */
+    int             asleep;  /* threads that wait for a job */
+    bool            quit;
 } monet__pool;
-#else
-#define MONET__POOL 0
-#endif
 
-typedef struct monet__team {
-    monet_host             host;
-    int                    n; /* tasks at most */
-    const monet__kernels  *kernels;
-#if MONET__POOL
-    monet__pool    pool;
-    bool           has_pool;
-#endif
-} monet__team;
-
-#if MONET__POOL
 static void monet__relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -3928,7 +3862,7 @@ static bool monet__soon(int *value, bool zero)
 /* Does a task. Those of one job are all taken, and done, before the next job is written. */
 static void monet__pool_task(monet__pool *pool, int index)
 {
-    pool->task(pool->arg, index);
+    monet__job_task(pool->job, index);
     if (__atomic_sub_fetch(&pool->running, 1, __ATOMIC_ACQ_REL)) return;
     pthread_mutex_lock(&pool->lock);
     pthread_cond_signal(&pool->done);
@@ -3977,12 +3911,11 @@ static void monet__pool_stop(monet__pool *pool)
     pthread_mutex_destroy(&pool->lock);
 }
 
-static bool monet__pool_start(monet__team *team)
+static bool monet__pool_start(monet__pool *pool, int n_threads)
 {
-    monet__pool *pool = &team->pool;
-    long         n = sysconf(_SC_NPROCESSORS_ONLN);
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
     if (n < 2) n = 2; /* one is perhaps a guess */
-    if (n > team->n) n = team->n;
+    if (n > n_threads) n = n_threads;
     if (pthread_mutex_init(&pool->lock, NULL)) return false;
     if (pthread_cond_init(&pool->wake, NULL)) {
         pthread_mutex_destroy(&pool->lock);
@@ -3993,24 +3926,21 @@ static bool monet__pool_start(monet__team *team)
         pthread_mutex_destroy(&pool->lock);
         return false;
     }
-    pool->owner = (int)getpid();
-    while (pool->n_started < n - 1) {
+    for (; pool->n_started < n - 1; ++pool->n_started)
         if (pthread_create(&pool->threads[pool->n_started], NULL, monet__work, pool)) {
             monet__pool_stop(pool);
             return false;
         }
-        ++pool->n_started;
-    }
+    pool->owner = (int)getpid();
     return true;
 }
 
-static void monet__pool_run(monet__pool *pool, int count, void (*task)(void *, int), void *arg)
+static void monet__pool_run(monet__pool *pool, monet__job *job)
 {
     pthread_mutex_lock(&pool->lock);
-    pool->task = task;
-    pool->arg = arg;
-    __atomic_store_n(&pool->running, count, __ATOMIC_RELEASE);
-    __atomic_store_n(&pool->left, count - 1, __ATOMIC_RELEASE);
+    pool->job = job;
+    __atomic_store_n(&pool->running, job->n_tasks, __ATOMIC_RELEASE);
+    __atomic_store_n(&pool->left, job->n_tasks - 1, __ATOMIC_RELEASE);
     if (pool->asleep) pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     monet__pool_task(pool, 0);
@@ -4021,7 +3951,18 @@ static void monet__pool_run(monet__pool *pool, int count, void (*task)(void *, i
         pthread_cond_wait(&pool->done, &pool->lock);
     pthread_mutex_unlock(&pool->lock);
 }
+#else
+#define MONET__POOL 0
 #endif
+
+typedef struct monet__team {
+    monet_host             host;
+    int                    n; /* tasks at most */
+    const monet__kernels  *kernels;
+#if MONET__POOL
+    monet__pool            pool;
+#endif
+} monet__team;
 
 static bool monet__team_start(monet__team *team, const monet_host *host,
                               const monet__kernels *kernels)
@@ -4029,57 +3970,19 @@ static bool monet__team_start(monet__team *team, const monet_host *host,
     memset(team, 0, sizeof *team);
     team->host = *host;
     team->kernels = kernels;
-    team->n = host->n_threads > 0 ? host->n_threads : 1;
-    if (host->parallel_fn || team->n == 1) return true;
+    team->n = host->n_threads > 0 && (host->parallel_fn || MONET__POOL) ? host->n_threads : 1;
 #if MONET__POOL
-    team->has_pool = monet__pool_start(team);
-    return team->has_pool;
-#else
-    team->n = 1;
-    return true;
+    if (!host->parallel_fn && team->n > 1) return monet__pool_start(&team->pool, team->n);
 #endif
+    return true;
 }
 
 static void monet__team_stop(monet__team *team)
 {
-#if MONET__POOL
-    if (team->has_pool && team->pool.owner == (int)getpid()) monet__pool_stop(&team->pool);
-#else
     (void)team;
+#if MONET__POOL
+    if (team->pool.owner == (int)getpid()) monet__pool_stop(&team->pool);
 #endif
-}
-
-typedef struct monet__job {
-    monet__item_fn fn;
-    void          *context;
-    int            count, n_tasks, step;
-    int            next;    /* first item that nobody has taken; atomic */
-    bool           foreign; /* on threads of the host, in whatever mode they are */
-} monet__job;
-
-/* The next items for a task: `step` of them from the one that is returned on. */
-static int monet__job_next(monet__job *job, int *share)
-{
-#if defined(__GNUC__) || defined(__clang__)
-    (void)share;
-    return __atomic_fetch_add(&job->next, job->step, __ATOMIC_RELAXED);
-#else /* the n-th share of a task lies n * n_tasks shares behind its first */
-    int first = *share;
-    *share += job->n_tasks;
-    return first * job->step;
-#endif
-}
-
-static void monet__job_task(void *arg, int index)
-{
-    monet__job *job = (monet__job *)arg;
-    fenv_t      own;
-    int         share = index;
-    if (job->foreign) monet__mode_begin(&own);
-    for (int first; (first = monet__job_next(job, &share)) < job->count;)
-        for (int item = first; item < first + job->step && item < job->count; ++item)
-            job->fn(job->context, item, index);
-    if (job->foreign) monet__mode_end(&own);
 }
 
 /* How many parts work is to be cut into that has no items of its own. */
@@ -4091,25 +3994,16 @@ static int monet__shares(const monet__team *team)
 /* fn(context, item, task) for each item; task is below team->n and names scratch memory. */
 static void monet__each(monet__team *team, int count, monet__item_fn fn, void *context)
 {
-    monet__job job;
-    job.fn = fn;
-    job.context = context;
-    job.count = count;
-    job.n_tasks = team->n < count ? team->n : count;
-    job.step = count / (team->n * MONET__SHARES) + 1;
-    job.next = 0;
+    monet__job job = {fn, context, count, team->n < count ? team->n : count, 0, 0, false};
+    job.step = count / monet__shares(team) + 1;
     job.foreign = job.n_tasks > 1 && team->host.parallel_fn;
-    if (job.foreign) {
-        team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
-        return;
-    }
+    if (job.foreign) team->host.parallel_fn(team->host.user, job.n_tasks, monet__job_task, &job);
 #if MONET__POOL
-    if (job.n_tasks > 1 && team->has_pool && team->pool.owner == (int)getpid()) {
-        monet__pool_run(&team->pool, job.n_tasks, monet__job_task, &job);
-        return;
-    }
+    else if (job.n_tasks > 1 && team->pool.owner == (int)getpid())
+        monet__pool_run(&team->pool, &job);
 #endif
-    for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
+    else
+        for (int k = 0; k < job.n_tasks; ++k) monet__job_task(&job, k); /* a fork has no pool */
 }
 
 /* ---- layers ------------------------------------------------------------------------- >>layers
@@ -5361,17 +5255,6 @@ static size_t monet__count_tensors(const monet_arch *arch)
     X(moe_dim, 1, 65536) X(moe_heads, 1, 65536) X(moe_topk, 1, 65534) X(moe_groups, 1, 4096)       \
     X(decompose, 0, 1) X(tie_embeddings, 0, 1)
 #define MONET__ARCH_SIZE (15 * 4)
-
-/* From here to the end of >>save: a rule that does not hold ends the function with words in err. */
-#define MONET__NEED(code, rule, ...)                                                               \
-    do                                                                                             \
-        if (!(rule)) return monet__fail(err, MONET_ERROR_##code, __VA_ARGS__);                     \
-    while (0)
-#define MONET__TRY(call)                                                                           \
-    do {                                                                                           \
-        monet_result monet__tried = call;                                                          \
-        if (monet__tried != MONET_OK) return monet__tried;                                         \
-    } while (0)
 
 /* In which way a float is out of its range. */
 static const char *monet__off(float x, float most)
@@ -6677,8 +6560,6 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
     return monet__write_model(model, &model->host, path, NULL, NULL, err);
 }
 #endif
-#undef MONET__NEED
-#undef MONET__TRY
 
 /* ---- session ----------------------------------------------------------------------- >>session */
 typedef struct monet__candidate {
@@ -7345,16 +7226,14 @@ static bool monet__stronger(const monet_expert *a, const monet_expert *b)
     return a->i != b->i ? a->i < b->i : a->j < b->j;
 }
 
-/* Heap of the strongest, the weakest on top: puts `expert` at place k, lets it sink. */
-static void monet__expert_sink(monet_expert *heap, size_t n, size_t k, monet_expert expert)
+/* Heap of the strongest, the weakest on top: puts `expert` on top, lets it sink. */
+static void monet__expert_sink(monet_expert *heap, size_t n, monet_expert expert)
 {
-    for (;;) {
-        size_t child = 2 * k + 1;
-        if (child >= n) break;
+    size_t k = 0;
+    for (size_t child; (child = 2 * k + 1) < n; k = child) {
         if (child + 1 < n && monet__stronger(&heap[child], &heap[child + 1])) ++child;
         if (!monet__stronger(&expert, &heap[child])) break;
         heap[k] = heap[child];
-        k = child;
     }
     heap[k] = expert;
 }
@@ -7362,7 +7241,7 @@ static void monet__expert_sink(monet_expert *heap, size_t n, size_t k, monet_exp
 MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
                                        monet_expert *out, size_t capacity)
 {
-    size_t total = 0, n = 0, N;
+    size_t total = 0, n = 0, N, k;
     if (!routing || (capacity && !out)) return 0;
     N = (size_t)routing->n_experts;
     for (int i = 0; i < routing->n_i; ++i)
@@ -7375,19 +7254,18 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
             e.score = (float)score;
             if (!(e.score > threshold)) continue;
             ++total;
-            if (n < capacity) {
-                out[n++] = e;
-                for (size_t k = n / 2; n == capacity && k-- > 0;)
-                    monet__expert_sink(out, n, k, out[k]);
+            if (n < capacity) { /* it rises to its place */
+                for (k = n++; k && monet__stronger(&out[(k - 1) / 2], &e); k = (k - 1) / 2)
+                    out[k] = out[(k - 1) / 2];
+                out[k] = e;
             } else if (n && monet__stronger(&e, &out[0])) {
-                monet__expert_sink(out, n, 0, e);
+                monet__expert_sink(out, n, e);
             }
         }
-    for (size_t k = n / 2; n < capacity && k-- > 0;) monet__expert_sink(out, n, k, out[k]);
-    for (size_t end = n; end-- > 1;) { /* heap sort: the weakest goes to the end */
-        monet_expert last = out[end];
-        out[end] = out[0];
-        monet__expert_sink(out, end, 0, last);
+    while (n-- > 1) { /* heap sort: the weakest goes to the end */
+        monet_expert last = out[n];
+        out[n] = out[0];
+        monet__expert_sink(out, n, last);
     }
     return total;
 }
@@ -7409,15 +7287,26 @@ static bool monet__likelier(const monet__candidate *a, const monet__candidate *b
     return a->logit != b->logit ? a->logit > b->logit : a->token < b->token;
 }
 
-static void monet__candidate_sink(monet__candidate *heap, size_t n, size_t k)
+/* A heap that goes down from `end`: the likeliest is end[-1]. Lets element k sink. */
+static void monet__candidate_sink(monet__candidate *end, size_t n, size_t k)
 {
-    monet__candidate c = heap[k];
+    monet__candidate *heap = end - 1, c = *(heap - k);
     for (size_t child; (child = 2 * k + 1) < n; k = child) {
-        if (child + 1 < n && monet__likelier(&heap[child + 1], &heap[child])) ++child;
-        if (!monet__likelier(&heap[child], &c)) break;
-        heap[k] = heap[child];
+        const monet__candidate *best = heap - child;
+        if (child + 1 < n && monet__likelier(best - 1, best)) --best, ++child;
+        if (!monet__likelier(best, &c)) break;
+        *(heap - k) = *best;
     }
-    heap[k] = c;
+    *(heap - k) = c;
+}
+
+/* The likeliest of those from `first` on, which are a heap, goes to the front of them. */
+static void monet__candidate_pop(monet__candidate *list, size_t n, size_t first)
+{
+    monet__candidate best = list[n - 1];
+    list[n - 1] = list[first];
+    list[first] = best;
+    monet__candidate_sink(list + n, n - first - 1, 0);
 }
 
 /* Logits of recent tokens are pushed down, each once: what differs from the model's is done. */
@@ -7441,41 +7330,27 @@ static double monet__weight(const monet__candidate *c, const monet_sampler *p, d
     return exp(((double)c->logit - max) / (double)p->temperature);
 }
 
-/* Moves the likeliest to the front, in order, as far as `most`, min_p and top_p (0 = off) let them;
-   returns their number. With a heap, because few of many are needed.                             */
-static size_t monet__likeliest(monet__candidate *list, size_t n, size_t most, double min_p,
-                               double top_p, const monet_sampler *p, double max)
-{
-    size_t kept = 0;
-    double total = 0, sum = 0;
-    for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list, n, k);
-    for (size_t k = 0; top_p > 0 && k < n; ++k) total += monet__weight(&list[k], p, max);
-    for (; kept < most; ++kept) { /* the likeliest goes behind the heap */
-        monet__candidate best = list[0];
-        double           q = monet__weight(&best, p, max);
-        if (kept && (q < min_p || (top_p > 0 && sum >= top_p * total))) break;
-        sum += q;
-        list[0] = list[n - 1 - kept];
-        list[n - 1 - kept] = best;
-        if (kept < n - 1) monet__candidate_sink(list, n - 1 - kept, 0);
-    }
-    for (size_t k = 0; k < n / 2; ++k) {
-        monet__candidate c = list[k];
-        list[k] = list[n - 1 - k];
-        list[n - 1 - k] = c;
-    }
-    return kept;
-}
-
-/* What top_k leaves, and of this what top_p and min_p leave. */
+/* What top_k leaves, and of this what top_p and min_p leave: in order at the front of the list,
+   behind it is a heap of the others, because few of many are needed. Returns how many.           */
 static size_t monet__cut(monet__candidate *list, size_t n, const monet_sampler *p, double max)
 {
-    double top_p = p->top_p < 1 ? (double)p->top_p : 0;
-    if (p->top_k && (size_t)p->top_k < n)
-        n = monet__likeliest(list, n, (size_t)p->top_k, 0, 0, p, max);
-    if (top_p > 0 || p->min_p > 0)
-        n = monet__likeliest(list, n, n, (double)p->min_p, top_p, p, max);
-    return n;
+    double top_p = p->top_p < 1 ? (double)p->top_p : 0, min_p = (double)p->min_p;
+    double total = 0, sum = 0;
+    size_t most = p->top_k && (size_t)p->top_k < n ? (size_t)p->top_k : n, kept, sorted = 0;
+    bool   all = !(top_p > 0 || min_p > 0);
+    if (all && most == n) return n;
+    for (size_t k = n / 2; k-- > 0;) monet__candidate_sink(list + n, n, k);
+    if (most < n)
+        while (sorted < most) monet__candidate_pop(list, n, sorted++);
+    for (size_t k = 0; k < most; ++k) total += monet__weight(&list[k], p, max);
+    for (kept = 0; kept < most && !all; ++kept) {
+        double q;
+        if (kept == sorted) monet__candidate_pop(list, n, sorted++);
+        q = monet__weight(&list[kept], p, max);
+        if (kept && (q < min_p || (top_p > 0 && sum >= top_p * total))) return kept;
+        sum += q;
+    }
+    return most;
 }
 
 static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_sampler *p,
@@ -7496,21 +7371,20 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
                                             int32_t *token, float *logprob)
 {
     monet_session    *s = session;
+    monet_error      *err = s ? &s->error : NULL;
     monet_sampler     p;
-    const monet_real *logits;
+    const monet_real *logits = monet_session_logits(s);
     monet__candidate  best;
     size_t            V;
     if (!s) return MONET_ERROR_ARGUMENT;
-    if (!token) return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "sample: token is NULL");
-    logits = monet_session_logits(s);
-    if (!logits) return monet__fail(&s->error, MONET_ERROR_STATE, "sample: no logits, eval first");
+    MONET__NEED(ARGUMENT, token, "sample: token is NULL");
+    MONET__NEED(STATE, logits, "sample: no logits, eval first");
     memset(&p, 0, sizeof p);
     if (sampler) p = *sampler;
-    if (!(p.temperature >= 0 && p.top_p >= 0 && p.min_p >= 0 && p.repetition_penalty >= 0) ||
-        !(p.temperature <= FLT_MAX && p.repetition_penalty <= FLT_MAX) || p.top_k < 0 ||
-        p.penalty_last_n < 0)
-        return monet__fail(&s->error, MONET_ERROR_ARGUMENT,
-                           "sampler: a field is negative or not a number");
+    MONET__NEED(ARGUMENT, p.temperature >= 0 && p.temperature <= FLT_MAX && p.top_p >= 0 &&
+                p.min_p >= 0 && p.repetition_penalty >= 0 && p.repetition_penalty <= FLT_MAX &&
+                p.top_k >= 0 && p.penalty_last_n >= 0,
+                "sampler: a field is negative or not a number");
     V = (size_t)s->model->arch.vocab_size;
     for (size_t v = 0; v < V; ++v) {
         s->candidates[v].logit = logits[v];
@@ -7520,9 +7394,8 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
     best = s->candidates[0];
     for (size_t v = 1; v < V; ++v)
         if (monet__likelier(&s->candidates[v], &best)) best = s->candidates[v];
-    if (!(best.logit - best.logit == 0))
-        return monet__fail(&s->error, MONET_ERROR_NUMERIC,
-                           "sample: no finite logit, or none after repetition_penalty");
+    MONET__NEED(NUMERIC, best.logit - best.logit == 0,
+                "sample: no finite logit, or none after repetition_penalty");
     *token = best.token;
     if (p.temperature > 0) {
         size_t n = monet__cut(s->candidates, V, &p, (double)best.logit);
@@ -7534,14 +7407,12 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
 }
 
 /* ---- generation ----------------------------------------------------------------- >>generation
-   Bytes of tokens pass two gates: one holds back what may become a stop string, one what is not yet
-   a whole character.                                                                             */
+   Bytes of tokens are held back while they may become a stop string or are not yet a whole
+   character.                                                                                     */
 typedef struct monet__stream {
     const monet_generate_config *config;
-    char   held[256];    /* may be the beginning of a stop string */
+    char   held[260];    /* may be the beginning of a character, then that of a stop string */
     size_t n_held;
-    char   pending[4];   /* the beginning of a character */
-    size_t n_pending;
     char   out[256];     /* whole characters for text_fn */
     size_t n_out;
     bool   stopped;      /* text_fn returned false */
@@ -7562,20 +7433,21 @@ static void monet__stream_out(monet__stream *s, const char *bytes, size_t n)
     s->n_out += n;
 }
 
-static void monet__stream_char(monet__stream *s, char byte)
+/* Passes the first n bytes that are held, in whole characters. What is none becomes U+FFFD; what is
+   not yet one stays, unless this is the end.                                                     */
+static void monet__stream_pass(monet__stream *s, size_t n, bool end)
 {
-    size_t need;
-    s->pending[s->n_pending++] = byte;
-    need = monet__utf8_size(s->pending, s->n_pending);
-    if (need == 0 && s->n_pending > 1) { /* what was pending is lost, the byte begins anew */
-        monet__stream_out(s, "\xef\xbf\xbd", 3);
-        s->pending[0] = byte;
-        s->n_pending = 1;
-        need = monet__utf8_size(s->pending, 1);
+    size_t at = 0, size, need;
+    for (; at < n; at += size) {
+        const char *c = s->held + at;
+        for (size = 1; (need = monet__utf8_size(c, size)) > size && at + size < n;) ++size;
+        if (need > size && !end) break;
+        if (need == size) monet__stream_out(s, c, size);
+        else monet__stream_out(s, "\xef\xbf\xbd", 3);
+        size -= need == 0 && size > 1; /* the byte that does not belong to it begins anew */
     }
-    if (need == 0) monet__stream_out(s, "\xef\xbf\xbd", 3);
-    else if (need == s->n_pending) monet__stream_out(s, s->pending, need);
-    if (need == 0 || need == s->n_pending) s->n_pending = 0;
+    s->n_held -= at;
+    memmove(s->held, s->held + at, s->n_held);
 }
 
 /* Takes one byte; true if it completes a stop string, which is dropped. */
@@ -7595,17 +7467,13 @@ static bool monet__stream_byte(monet__stream *s, char byte)
         s->n_held -= found;
         return true;
     }
-    for (size_t k = 0; k < s->n_held - keep; ++k) monet__stream_char(s, s->held[k]);
-    memmove(s->held, s->held + s->n_held - keep, keep);
-    s->n_held = keep;
+    monet__stream_pass(s, s->n_held - keep, false);
     return false;
 }
 
 static void monet__stream_end(monet__stream *s)
 {
-    for (size_t k = 0; k < s->n_held; ++k) monet__stream_char(s, s->held[k]);
-    if (s->n_pending) monet__stream_out(s, "\xef\xbf\xbd", 3);
-    s->n_held = s->n_pending = 0;
+    monet__stream_pass(s, s->n_held, true);
     monet__stream_flush(s);
 }
 
@@ -7624,55 +7492,38 @@ static monet_stop monet__stream_token(monet__stream *s, const monet_tokenizer *t
     return s->stopped ? MONET_STOP_CALLBACK : MONET_STOP_NONE;
 }
 
-static monet_result monet__generate_check(monet_session *s, const monet_generate_config *c)
+static monet_result monet__generate_check(const monet_session *s, const monet_generate_config *c,
+                                          monet_error *err)
 {
-    if (!s->model->has_tokenizer)
-        return monet__fail(&s->error, MONET_ERROR_STATE, "generate: the model has no tokenizer");
-    if (c->max_tokens < 0 || c->n_stop < 0 || c->n_stop > 16 || (c->n_stop && !c->stop_strings))
-        return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "generate: max_tokens is %d, n_stop "
-                           "is %d: must be 0 or more, and 0..16", c->max_tokens, c->n_stop);
+    MONET__NEED(STATE, s->model->has_tokenizer, "generate: the model has no tokenizer");
+    MONET__NEED(ARGUMENT, c->max_tokens >= 0 && c->n_stop >= 0 && c->n_stop <= 16 &&
+                (!c->n_stop || c->stop_strings), "generate: max_tokens is %d, n_stop is %d: must "
+                "be 0 or more, and 0..16", c->max_tokens, c->n_stop);
     for (int32_t k = 0; k < c->n_stop; ++k)
-        if (!c->stop_strings[k] || !c->stop_strings[k][0] || strlen(c->stop_strings[k]) > 255)
-            return monet__fail(&s->error, MONET_ERROR_ARGUMENT,
-                               "generate: stop string %d must have 1..255 bytes", k);
+        MONET__NEED(ARGUMENT, c->stop_strings[k] && c->stop_strings[k][0] &&
+                    strlen(c->stop_strings[k]) <= 255,
+                    "generate: stop string %d must have 1..255 bytes", k);
     return MONET_OK;
 }
 
-/* Encodes and evaluates the prompt; *count is its number of tokens. */
-static monet_result monet__generate_prompt(monet_session *s, const char *prompt, size_t *count)
+/* Encodes the prompt to where its tokens belong in the session, and evaluates it. */
+static monet_result monet__generate_prompt(monet_session *s, const char *prompt, size_t *count,
+                                           monet_error *err)
 {
-    const monet_tokenizer *tokenizer = &s->model->tokenizer;
-    unsigned               flags = s->length ? 0 : MONET_ADD_BOS;
-    const monet_host      *host = &s->team.host;
-    monet_result           result;
-    int32_t               *tokens;
-    size_t                 n = 0, size = strlen(prompt), bytes;
-    void                  *block;
-    result = monet_tokenizer_encode(tokenizer, prompt, size, flags, NULL, 0, &n);
+    int32_t     *tokens = s->tokens + s->length, length = s->length, room = s->S - length;
+    size_t       n = 0, B = (size_t)s->B;
+    monet_result result = monet_tokenizer_encode(&s->model->tokenizer, prompt, strlen(prompt),
+                                                 length ? 0 : MONET_ADD_BOS, tokens, (size_t)room,
+                                                 &n);
     if (result != MONET_OK && result != MONET_ERROR_CAPACITY)
-        return monet__fail(&s->error, result, "generate: cannot encode the prompt");
-    if (!n && !s->n_logits)
-        return monet__fail(&s->error, MONET_ERROR_STATE, "generate: an empty prompt, and no BOS");
+        return monet__fail(err, result, "generate: cannot encode the prompt");
+    MONET__NEED(STATE, n || s->n_logits, "generate: an empty prompt, and no BOS");
     *count = n;
-    if (!n) return MONET_OK;
-    if (n > (size_t)(s->S - s->length))
-        return monet__fail(&s->error, MONET_ERROR_CONTEXT_FULL, "prompt has %U tokens, the context "
-                           "of %d has room for %d", (uint64_t)n, s->S, s->S - s->length);
-    bytes = n * sizeof *tokens + 64;
-    block = monet__alloc(host, bytes);
-    if (!block) return monet__no_memory(&s->error, "prompt", bytes);
-    tokens = (int32_t *)(void *)monet__align(block);
-    result = monet_tokenizer_encode(tokenizer, prompt, size, flags, tokens, n, &n);
-    if (result != MONET_OK) {
-        (void)monet__fail(&s->error, result, "generate: cannot encode the prompt");
-    } else {
-        int32_t length = s->length;
-        for (size_t at = 0; result == MONET_OK && at < n; at += (size_t)s->B)
-            result = monet_session_eval(s, tokens + at, n - at < (size_t)s->B ? n - at
-                                                                              : (size_t)s->B);
-        if (result != MONET_OK) (void)monet_session_rewind(s, length);
-    }
-    monet__free(host, block, bytes);
+    MONET__NEED(CONTEXT_FULL, n <= (size_t)room, "prompt has %U tokens, the context of %d has room "
+                "for %d", (uint64_t)n, s->S, room);
+    for (size_t at = 0; result == MONET_OK && at < n; at += B)
+        result = monet_session_eval(s, tokens + at, n - at < B ? n - at : B);
+    if (result != MONET_OK) (void)monet_session_rewind(s, length);
     return result;
 }
 
@@ -7680,15 +7531,14 @@ static monet_result monet__generate_prompt(monet_session *s, const char *prompt,
 static monet_result monet__generate_tokens(monet_session *s, const monet_generate_config *c,
                                            bool bare, monet_generate_result *r)
 {
-    monet_sampler sampler = c->sampler;
     monet__stream stream;
     monet_result  result = MONET_OK;
     memset(&stream, 0, sizeof stream);
     stream.config = c;
-    while (r->stop == MONET_STOP_NONE) {
+    while (result == MONET_OK && r->stop == MONET_STOP_NONE) {
         int32_t token = 0;
         float   logprob = 0;
-        result = monet_session_sample(s, &sampler, &token, c->logprobs ? &logprob : NULL);
+        result = monet_session_sample(s, &r->sampler, &token, c->logprobs ? &logprob : NULL);
         if (result != MONET_OK) break;
         ++r->n_tokens;
         r->last_token = token;
@@ -7702,11 +7552,9 @@ static monet_result monet__generate_tokens(monet_session *s, const monet_generat
         if (c->max_tokens && r->n_tokens == c->max_tokens) r->stop = MONET_STOP_MAX_TOKENS;
         else if (s->length == s->S) r->stop = MONET_STOP_CONTEXT_FULL;
         else if ((result = monet_session_eval(s, &token, 1)) == MONET_OK) r->last_token = -1;
-        if (result != MONET_OK) break;
     }
     monet__stream_end(&stream);
     if (stream.stopped) r->stop = MONET_STOP_CALLBACK;
-    r->sampler = sampler;
     return result;
 }
 
@@ -7725,10 +7573,11 @@ MONET_API monet_result monet_session_generate(monet_session *session, const char
     if (result) *result = r;
     if (!session) return MONET_ERROR_ARGUMENT;
     code = monet__config(&c, sizeof c, config, &session->error);
-    if (code == MONET_OK) code = monet__generate_check(session, &c);
+    if (code == MONET_OK) code = monet__generate_check(session, &c, &session->error);
     bare = (!prompt || !*prompt) && session->length < 2 &&
            (!session->length || session->tokens[0] == session->model->tokenizer.bos_id);
-    if (code == MONET_OK && prompt) code = monet__generate_prompt(session, prompt, &n);
+    if (code == MONET_OK && prompt)
+        code = monet__generate_prompt(session, prompt, &n, &session->error);
     r.n_prompt = (int32_t)n;
     if (code == MONET_OK) code = monet__generate_tokens(session, &c, bare, &r);
     if (result) *result = r;
@@ -8981,19 +8830,15 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__GROUP
 #undef MONET__HEADER
 #undef MONET__LANES
+#undef MONET__NEED
 #undef MONET__NO_FILE
-#undef MONET__P1
-#undef MONET__P2
-#undef MONET__P3
-#undef MONET__P4
-#undef MONET__P5
 #undef MONET__POOL
 #undef MONET__POSIX
 #undef MONET__ROWS
 #undef MONET__SECTION
 #undef MONET__TABLE
 #undef MONET__TOKENS
-#undef MONET__TOK_HEADER
+#undef MONET__TRY
 
 #endif /* MONET_IMPLEMENTATION_ONCE */
 #endif /* MONET_IMPLEMENTATION */

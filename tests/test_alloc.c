@@ -417,7 +417,7 @@ int main(void)
     each_failure("load_memory", load_memory, 1);
     each_failure("session", session, 1);
     each_failure("encode", encode, 1);
-    each_failure("generate", generate, 4);
+    each_failure("generate", generate, 2);
     each_failure("writer", write_file, 2);
     each_failure("save", save, 1);
     one_each();
