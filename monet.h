@@ -5070,7 +5070,8 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
 
 /* ---- table --------------------------------------------------------------------------- >>table
    Every tensor of a model, in file order: sizes, pointers and files come from this list alone.
-   Sizes are letters; u: rows of U, v: rows of V, W: outputs of one axis, 1: a vector.            */
+   Sizes are letters; u: rows of U, v: rows of V, W: outputs of one axis, 1: a vector. Horizontal
+   experts have one U, and one V, on the second axis: their names are without the digit.          */
 #define MONET__TABLE(X)                                                                            \
     X(EMBED,     "embed_tokens.weight",                  'V', 'C', MONET_PANELS, 'd', FIRST)       \
     X(NORM1,     "input_layernorm.weight",               'C', '1', MONET_ROWS,   '1', LAYER)       \
@@ -5085,22 +5086,18 @@ static void monet__moe_backward(monet__moe *moe, monet__team *team, const monet_
     X(VAR1,      "router.norm1.running_var",             'H', '1', MONET_ROWS,   '1', ROUTER)      \
     X(MEAN2,     "router.norm2.running_mean",            'H', '1', MONET_ROWS,   '1', ROUTER)      \
     X(VAR2,      "router.norm2.running_var",             'H', '1', MONET_ROWS,   '1', ROUTER)      \
-    X(U1,        "moe.u1.weight",                        'u', 'C', MONET_PANELS, 'm', VERTICAL)    \
-    X(BIAS1,     "moe.u1.bias",                          'u', '1', MONET_ROWS,   '1', VERTICAL)    \
+    X(U1,        "moe.u1.weight",                        'u', 'C', MONET_PANELS, 'm', EXPERT)      \
+    X(BIAS1,     "moe.u1.bias",                          'u', '1', MONET_ROWS,   '1', EXPERT)      \
     X(V1,        "moe.v1.weight",                        'v', 'W', MONET_SUMS,   'M', VERTICAL)    \
     X(B1,        "moe.b1",                               'N', 'W', MONET_ROWS,   '1', VERTICAL)    \
     X(U2,        "moe.u2.weight",                        'u', 'C', MONET_PANELS, 'm', VERTICAL)    \
     X(BIAS2,     "moe.u2.bias",                          'u', '1', MONET_ROWS,   '1', VERTICAL)    \
-    X(V2,        "moe.v2.weight",                        'v', 'W', MONET_SUMS,   'M', VERTICAL)    \
-    X(B2,        "moe.b2",                               'N', 'W', MONET_ROWS,   '1', VERTICAL)    \
-    X(U,         "moe.u.weight",                         'u', 'C', MONET_PANELS, 'm', HORIZONTAL)  \
-    X(BIAS,      "moe.u.bias",                           'u', '1', MONET_ROWS,   '1', HORIZONTAL)  \
-    X(VT,        "moe.v.weight",                         'v', 'W', MONET_SUMS,   'M', HORIZONTAL)  \
-    X(B,         "moe.b",                                'N', 'W', MONET_ROWS,   '1', HORIZONTAL)  \
+    X(V2,        "moe.v2.weight",                        'v', 'W', MONET_SUMS,   'M', EXPERT)      \
+    X(B2,        "moe.b2",                               'N', 'W', MONET_ROWS,   '1', EXPERT)      \
     X(NORM,      "norm.weight",                          'C', '1', MONET_ROWS,   '1', LAST)        \
     X(LM_HEAD,   "lm_head.weight",                       'V', 'C', MONET_PANELS, 'd', UNTIED)
 
-enum { MONET__FIRST, MONET__LAYER, MONET__ROUTER, MONET__VERTICAL, MONET__HORIZONTAL, MONET__LAST,
+enum { MONET__FIRST, MONET__LAYER, MONET__ROUTER, MONET__EXPERT, MONET__VERTICAL, MONET__LAST,
        MONET__UNTIED };
 #define MONET__ID(id, name, rows, columns, layout, panel, where) MONET__T_##id,
 enum { MONET__TABLE(MONET__ID) MONET__T_COUNT };
@@ -5120,23 +5117,15 @@ static const monet__row monet__table[] = {MONET__TABLE(MONET__ROW)};
 
 static int64_t monet__dim(const monet_arch *a, char letter)
 {
+    int64_t C = a->dim, H = a->moe_heads, N = a->moe_experts, M = a->moe_dim;
     int64_t side = a->decompose == MONET_VERTICAL ? 2 : 1; /* a VD half-expert has M/2 units */
-    switch (letter) {
-    case 'V': return a->vocab_size;
-    case 'C': return a->dim;
-    case 'A': return a->dim; /* A*D */
-    case 'K': return (int64_t)a->dim / a->n_heads * a->n_kv_heads;
-    case 'Z': return (int64_t)a->moe_heads * a->moe_experts;
-    case 'H': return a->moe_heads;
-    case 'N': return a->moe_experts;
-    case 'M': return a->moe_dim;
-    case 'm': return a->moe_dim / side;
-    case 'u': return (int64_t)a->moe_experts * (a->moe_dim / side);
-    case 'v': return (int64_t)a->moe_experts * a->moe_dim;
-    case 'W': return a->dim / side;
-    case 'd': return MONET__ROWS;
-    default: return 1;
-    }
+    const struct { char letter; int64_t size; } dims[] = {
+        {'V', a->vocab_size}, {'C', C}, {'A', C}, {'K', C / a->n_heads * a->n_kv_heads},
+        {'Z', H * N}, {'H', H}, {'N', N}, {'M', M}, {'m', M / side}, {'u', N * (M / side)},
+        {'v', N * M}, {'W', C / side}, {'d', MONET__ROWS}, {'1', 1}};
+    size_t k = 0;
+    while (dims[k].letter != letter) ++k;
+    return dims[k].size;
 }
 
 /* Is tensor `id` in layer `layer` of such a model (layer -1: before, L: after the layers)? */
@@ -5149,7 +5138,6 @@ static bool monet__has_tensor(const monet_arch *a, int id, int layer)
     case MONET__UNTIED: return layer == a->n_layers && !a->tie_embeddings;
     case MONET__ROUTER: return inside && layer % a->moe_groups == 0;
     case MONET__VERTICAL: return inside && a->decompose == MONET_VERTICAL;
-    case MONET__HORIZONTAL: return inside && a->decompose == MONET_HORIZONTAL;
     default: return inside;
     }
 }
@@ -5189,6 +5177,8 @@ static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id,
         name = monet__append(name, ".");
     }
     (void)monet__append(name, row->name);
+    if (row->where == MONET__EXPERT && a->decompose == MONET_HORIZONTAL)
+        (void)monet__append(name + 5, row->name + 6); /* moe.u1 is moe.u */
     t->n_dims = row->columns == '1' ? 1 : 2;
     t->layout = row->layout;
     t->dtype = monet__dtype_fits(t, dtype) ? dtype : t->n_dims == 1 ? MONET_F32 : MONET_BF16;
@@ -5198,17 +5188,13 @@ static void monet__describe_tensor(monet_tensor *t, const monet_arch *a, int id,
     t->shape[1] = monet__dim(a, row->columns);
 }
 
-/* Sizes and offsets from the dtypes; false if the sum does not fit. */
-static bool monet__place_tensors(monet_tensor *t, size_t count, uint64_t *total)
+/* Size and offset of the tensor that begins at *at; false if its end does not fit. */
+static bool monet__place_tensor(monet_tensor *t, uint64_t *at)
 {
-    uint64_t at = 0;
-    for (; count--; ++t) {
-        if (!monet__tensor_size(t, &t->size)) return false;
-        t->offset = at;
-        if (!monet__add(&at, at, t->size) || at > UINT64_MAX / 4) return false;
-        at = monet__round_up(at, 64);
-    }
-    *total = at;
+    t->offset = *at;
+    if (!monet__tensor_size(t, &t->size) || !monet__add(at, *at, t->size) || *at > UINT64_MAX / 4)
+        return false;
+    *at = monet__round_up(*at, 64);
     return true;
 }
 
@@ -5216,20 +5202,19 @@ static bool monet__place_tensors(monet_tensor *t, size_t count, uint64_t *total)
 static bool monet__data_bytes(const monet_arch *a, uint64_t *bytes)
 {
     monet_tensor t;
-    uint64_t     size;
     *bytes = 0;
     for (int layer = -1, id = -1; monet__next_tensor(a, &layer, &id);) {
         monet__describe_tensor(&t, a, id, layer, MONET_F32);
-        if (!monet__place_tensors(&t, 1, &size) || !monet__add(bytes, *bytes, size)) return false;
+        if (!monet__place_tensor(&t, bytes)) return false;
     }
-    return *bytes <= UINT64_MAX / 4;
+    return true;
 }
 
 MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dtype,
                                           monet_tensor *out, size_t capacity, size_t *count)
 {
     monet_arch checked;
-    uint64_t   total;
+    uint64_t   total = 0;
     size_t     n = 0;
     if (!arch || !count || !monet__row_bytes(dtype) || (capacity && !out))
         return MONET_ERROR_ARGUMENT;
@@ -5239,7 +5224,9 @@ MONET_API monet_result monet_arch_tensors(const monet_arch *arch, monet_dtype dt
         if (n < capacity) monet__describe_tensor(&out[n], &checked, id, layer, dtype);
     *count = n;
     if (n > capacity) return MONET_ERROR_CAPACITY;
-    return monet__place_tensors(out, n, &total) ? MONET_OK : MONET_ERROR_ARGUMENT;
+    for (; n--; ++out)
+        if (!monet__place_tensor(out, &total)) return MONET_ERROR_ARGUMENT;
+    return MONET_OK;
 }
 
 static size_t monet__count_tensors(const monet_arch *arch)
@@ -5248,13 +5235,6 @@ static size_t monet__count_tensors(const monet_arch *arch)
     (void)monet_arch_tensors(arch, MONET_F32, NULL, 0, &count);
     return count;
 }
-
-#define MONET__ARCH(X) /* field, least, most */                                                    \
-    X(vocab_size, 1, 1 << 24) X(dim, 2, 1 << 20) X(n_layers, 1, 4096) X(n_heads, 1, 65536)         \
-    X(n_kv_heads, 1, 65536) X(max_seq_len, 1, 1 << 24) X(moe_experts, 2, 65535)                    \
-    X(moe_dim, 1, 65536) X(moe_heads, 1, 65536) X(moe_topk, 1, 65534) X(moe_groups, 1, 4096)       \
-    X(decompose, 0, 1) X(tie_embeddings, 0, 1)
-#define MONET__ARCH_SIZE (15 * 4)
 
 /* In which way a float is out of its range. */
 static const char *monet__off(float x, float most)
@@ -5271,11 +5251,15 @@ MONET_API monet_result monet_arch_check(monet_arch *arch, monet_error *err)
     if (!a->moe_groups) a->moe_groups = 1;
     if (a->rope_theta == 0) a->rope_theta = 10000.0f;
     if (a->norm_eps == 0) a->norm_eps = 1e-6f;
-#define MONET__CHECK(field, least, most)                                                           \
+#define MONET__IN(field, least, most)                                                              \
     MONET__NEED(FORMAT, a->field >= (least) && a->field <= (most), #field " is %d, must be %d..%d",\
                 a->field, (int)(least), (int)(most));
-    MONET__ARCH(MONET__CHECK)
-#undef MONET__CHECK
+    MONET__IN(vocab_size, 1, 1 << 24) MONET__IN(dim, 2, 1 << 20) MONET__IN(n_layers, 1, 4096)
+    MONET__IN(n_heads, 1, 65536) MONET__IN(n_kv_heads, 1, 65536)
+    MONET__IN(max_seq_len, 1, 1 << 24) MONET__IN(moe_experts, 2, 65535)
+    MONET__IN(moe_dim, 1, 65536) MONET__IN(moe_heads, 1, 65536) MONET__IN(moe_topk, 1, 65534)
+    MONET__IN(moe_groups, 1, 4096) MONET__IN(decompose, 0, 1) MONET__IN(tie_embeddings, 0, 1)
+#undef MONET__IN
     MONET__NEED(FORMAT, a->rope_theta >= 1.0f && a->rope_theta <= 1e12f,
                 "rope_theta is %s, must be 1..1e12", monet__off(a->rope_theta, 1e12f));
     MONET__NEED(FORMAT, a->norm_eps >= 1e-12f && a->norm_eps <= 1.0f,
@@ -5322,7 +5306,7 @@ struct monet_model {
     size_t          n_tensors;
     monet__layer   *layers;
     const monet_tensor *embed, *norm, *lm_head;
-    const char    **metadata; /* key, value, key, value, ... */
+    monet_metadata *metadata;
     size_t          n_metadata;
     monet_tokenizer tokenizer;
     monet__span     sections[MONET__S_COUNT];
@@ -5481,6 +5465,7 @@ static int monet__process(void) { return 0; }
 #define MONET__HEADER 64
 #define MONET__SECTION 40
 #define MONET__ENTRY 128
+#define MONET__ARCH ((int)(sizeof(monet_arch) / 4)) /* fields of 4 bytes */
 enum { MONET__HAS_QUANTISED = 1 }; /* features that a reader must know: q8 or q4 tensors */
 static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
 
@@ -5564,16 +5549,14 @@ static monet_result monet__load_arch(monet_model *model, monet_error *err)
     const uint8_t     *p = s[MONET__S_ARCH].data;
     monet_arch        *a = &model->arch;
     const char        *zero;
+    uint32_t           fields[MONET__ARCH];
     if (!p && s[MONET__S_TOKENIZER].data && !s[MONET__S_TENSORS].data && !s[MONET__S_DATA].data)
         return MONET_OK; /* a tokenizer alone */
     MONET__NEED(FORMAT, p, "no architecture section");
-    MONET__NEED(FORMAT, s[MONET__S_ARCH].size == MONET__ARCH_SIZE, "architecture section is %U "
-                "bytes, expected %d", s[MONET__S_ARCH].size, MONET__ARCH_SIZE);
-#define MONET__READ(field, least, most) a->field = (int32_t)monet__u32(p), p += 4;
-    MONET__ARCH(MONET__READ)
-#undef MONET__READ
-    a->rope_theta = monet__float(monet__u32(p));
-    a->norm_eps = monet__float(monet__u32(p + 4));
+    MONET__NEED(FORMAT, s[MONET__S_ARCH].size == sizeof fields, "architecture section is %U bytes, "
+                "expected %d", s[MONET__S_ARCH].size, (int)sizeof fields);
+    for (int k = 0; k < MONET__ARCH; ++k) fields[k] = monet__u32(p + 4 * k);
+    memcpy(a, fields, sizeof *a);
     zero = !a->n_kv_heads ? "n_kv_heads" : !a->moe_groups ? "moe_groups"
            : a->norm_eps == 0 ? "norm_eps" : a->rope_theta == 0 ? "rope_theta" : NULL;
     MONET__NEED(FORMAT, !zero, "architecture: %s is 0", zero); /* a file has no defaults */
@@ -5581,23 +5564,26 @@ static monet_result monet__load_arch(monet_model *model, monet_error *err)
     return monet_arch_check(a, err);
 }
 
-/* Entry `index` of the directory against the tensor that the architecture expects there. */
-static monet_result monet__load_entry(monet_model *model, size_t index, monet_error *err)
+/* Entry `index` of the directory against the tensor that the architecture expects there, which is
+   *at bytes behind the start of the data.                                                        */
+static monet_result monet__load_entry(monet_model *model, size_t index, uint64_t *at,
+                                      monet_error *err)
 {
     const uint8_t *e = model->sections[MONET__S_TENSORS].data + index * MONET__ENTRY;
     monet_tensor  *t = &model->tensors[index];
     uint64_t       dtype = monet__u32(e + 64), source = monet__u32(e + 68);
     uint64_t       n_dims = monet__u32(e + 72), rows = monet__u64(e + 80);
-    uint64_t       columns = monet__u64(e + 88);
+    uint64_t       columns = monet__u64(e + 88), offset = monet__u64(e + 96);
+    uint64_t       size = monet__u64(e + 104);
+    size_t         k = index;
     char           name[65];
     memcpy(name, e, 64);
     name[64] = 0;
-    for (size_t k = 0; k < model->n_tensors && strcmp(name, t->name); ++k)
-        MONET__NEED(FORMAT, strcmp(name, model->tensors[k].name), k < index ? "tensor %s: "
-                    "duplicate, expected %s" : "tensor %s: out of order, %s is missing", name,
-                    t->name);
-    MONET__NEED(FORMAT, !strcmp(name, t->name), "tensor '%s': not part of this model, expected %s",
-                name, t->name);
+    if (strcmp(name, t->name))
+        for (k = 0; k < model->n_tensors && strcmp(name, model->tensors[k].name);) ++k;
+    MONET__NEED(FORMAT, k == index, k < index ? "tensor %s: duplicate, expected %s"
+                : k < model->n_tensors ? "tensor %s: out of order, %s is missing"
+                : "tensor '%s': not part of this model, expected %s", name, t->name);
     MONET__NEED(FORMAT, !memcmp(e, t->name, 64), "tensor %s: bytes after its name", name);
     MONET__NEED(FORMAT, n_dims == (uint64_t)t->n_dims, "tensor %s: %U dimensions, expected %d",
                 name, n_dims, t->n_dims);
@@ -5607,35 +5593,31 @@ static monet_result monet__load_entry(monet_model *model, size_t index, monet_er
     MONET__NEED(UNSUPPORTED, dtype <= MONET_Q4 && source <= MONET_BF16, "tensor %s: dtype %U from "
                 "%U, this version knows 0..%d from 0..%d", name, dtype, source, MONET_Q4,
                 MONET_BF16);
-    MONET__NEED(FORMAT, monet__dtype_fits(t, (monet_dtype)dtype), "tensor %s: dtype is %s, expected"
-                " f32%s", name, monet_dtype_name((monet_dtype)dtype),
-                t->n_dims == 1 ? "" : ", f16 or bf16");
     t->dtype = (monet_dtype)dtype;
     t->source_dtype = (monet_dtype)source;
     t->hash = monet__u64(e + 112);
+    MONET__NEED(FORMAT, monet__dtype_fits(t, t->dtype), "tensor %s: dtype is %s, expected f32%s",
+                name, monet_dtype_name(t->dtype), t->n_dims == 1 ? "" : ", f16 or bf16");
+    MONET__NEED(FORMAT, monet__place_tensor(t, at) && offset == t->offset && size == t->size,
+                "tensor %s: bytes %U + %U, expected %U + %U by its dtype", name, offset, size,
+                t->offset, t->size);
     return MONET_OK;
 }
 
 static monet_result monet__load_tensors(monet_model *model, monet_error *err)
 {
     const monet__span *data = &model->sections[MONET__S_DATA];
-    const uint8_t     *e = model->sections[MONET__S_TENSORS].data;
-    monet_tensor      *t = model->tensors, *end = t + model->n_tensors;
+    monet_tensor      *t = model->tensors;
     uint64_t           total = 0, features = monet__u32(model->base + 24), needed = 0;
     for (size_t k = 0; k < model->n_tensors; ++k) {
-        MONET__TRY(monet__load_entry(model, k, err));
+        MONET__TRY(monet__load_entry(model, k, &total, err));
         if (monet__quantised(t[k].dtype)) needed = MONET__HAS_QUANTISED;
     }
-    MONET__NEED(FORMAT, monet__place_tensors(t, model->n_tensors, &total) && total == data->size,
-                "data section is %U bytes, its tensors take %U", data->size, total);
+    MONET__NEED(FORMAT, total == data->size, "data section is %U bytes, its tensors take %U",
+                data->size, total);
     MONET__NEED(FORMAT, features == needed, "header says features %U, the dtypes of its tensors "
                 "need %U", features, needed);
-    for (; t < end; ++t, e += MONET__ENTRY) {
-        uint64_t offset = monet__u64(e + 96), size = monet__u64(e + 104);
-        MONET__NEED(FORMAT, offset == t->offset && size == t->size, "tensor %s: bytes %U + %U, "
-                    "expected %U + %U", t->name, offset, size, t->offset, t->size);
-        t->data = data->data + offset;
-    }
+    for (size_t k = 0; k < model->n_tensors; ++k) t[k].data = data->data + t[k].offset;
     return MONET_OK;
 }
 
@@ -5643,7 +5625,6 @@ static void monet__link_tensors(monet_model *model)
 {
     const monet_tensor *t = model->tensors;
     int                 L = model->arch.n_layers;
-    bool                hd = model->arch.decompose == MONET_HORIZONTAL;
     for (int layer = -1, id = -1; monet__next_tensor(&model->arch, &layer, &id); ++t)
         if (layer >= 0 && layer < L) model->layers[layer].w[id] = t;
         else if (id == MONET__T_EMBED) model->embed = model->lm_head = t;
@@ -5652,10 +5633,10 @@ static void monet__link_tensors(monet_model *model)
     for (int layer = 0; layer < L; ++layer) {
         const monet_tensor *const *w = model->layers[layer].w;
         monet__experts            *e = &model->layers[layer].experts;
-        e->u[0] = hd ? w[MONET__T_U] : w[MONET__T_U1], e->u[1] = w[MONET__T_U2];
-        e->bias[0] = hd ? w[MONET__T_BIAS] : w[MONET__T_BIAS1], e->bias[1] = w[MONET__T_BIAS2];
-        e->v[0] = w[MONET__T_V1], e->v[1] = hd ? w[MONET__T_VT] : w[MONET__T_V2];
-        e->b[0] = w[MONET__T_B1], e->b[1] = hd ? w[MONET__T_B] : w[MONET__T_B2];
+        e->u[0] = w[MONET__T_U1], e->u[1] = w[MONET__T_U2];
+        e->bias[0] = w[MONET__T_BIAS1], e->bias[1] = w[MONET__T_BIAS2];
+        e->v[0] = w[MONET__T_V1], e->v[1] = w[MONET__T_V2];
+        e->b[0] = w[MONET__T_B1], e->b[1] = w[MONET__T_B2];
     }
 }
 
@@ -5690,8 +5671,8 @@ static monet_result monet__load_metadata(monet_model *model, monet_error *err)
                     !memchr(p, 0, (size_t)key) && !memchr(p + key + 1, 0, (size_t)value),
                     "metadata: record %U: sizes %U and %U, %U bytes left", (uint64_t)k, key, value,
                     left);
-        model->metadata[2 * k] = (const char *)p;
-        model->metadata[2 * k + 1] = (const char *)p + key + 1;
+        model->metadata[k].key = (const char *)p;
+        model->metadata[k].value = (const char *)p + key + 1;
     }
     MONET__NEED(FORMAT, at == span->size, "metadata: %U bytes, its records take %U", span->size,
                 at);
@@ -5705,8 +5686,8 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
     monet__arena arena = {base, sizeof *model, false};
     model->tensors = (monet_tensor *)monet__take(&arena, model->n_tensors, sizeof(monet_tensor));
     model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
-    model->metadata = (const char **)monet__take(&arena, (uint64_t)model->n_metadata * 2,
-                                                 sizeof(char *));
+    model->metadata = (monet_metadata *)monet__take(&arena, model->n_metadata,
+                                                    sizeof(monet_metadata));
     if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
     return arena.overflow ? UINT64_MAX : arena.used;
 }
@@ -5714,8 +5695,8 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
 /* Counts against bytes, before anything is allocated for them. */
 static monet_result monet__load_counts(monet_model *model, monet_error *err)
 {
-    const monet__span *s = model->sections, *tensors = &s[MONET__S_TENSORS];
-    const monet__span *metadata = &s[MONET__S_METADATA], *tokenizer = &s[MONET__S_TOKENIZER];
+    const monet__span *s = model->sections, *tokenizer = &s[MONET__S_TOKENIZER];
+    const monet__span *tensors = &s[MONET__S_TENSORS], *metadata = &s[MONET__S_METADATA];
     uint64_t           n = model->has_weights ? monet__count_tensors(&model->arch) : 0;
     MONET__NEED(FORMAT, !s[MONET__S_STATE].data == !s[MONET__S_MOMENTS].data,
                 "training state without section %d",
@@ -5823,11 +5804,9 @@ static void monet__release_file(monet_model *model)
 static monet_result monet__load_bytes(monet_model *draft, const monet_model_config *config,
                                       monet__file file, const char *path, monet_error *err)
 {
-    uint64_t size = draft->size;
-    MONET__NEED(FORMAT, size >= MONET__HEADER && size <= SIZE_MAX / 2,
-                "file is %U bytes: not a .monet file, or cut short", size);
-    MONET__NEED(MEMORY, !config->max_bytes || size <= config->max_bytes,
-                "file is %U bytes, max_bytes is %U", size, config->max_bytes);
+    uint64_t size = draft->size, most = SIZE_MAX / 2;
+    if (config->max_bytes && config->max_bytes < most) most = config->max_bytes;
+    MONET__NEED(MEMORY, size <= most, "file is %U bytes, max_bytes is %U", size, most);
     if (!config->copy) draft->block = monet__file_map(file, size);
     draft->mapped = draft->block != NULL;
     draft->block_size = draft->mapped ? size : size + 64;
@@ -5906,42 +5885,34 @@ MONET_API const monet_tokenizer *monet_model_tokenizer(const monet_model *model)
     return model && model->has_tokenizer ? &model->tokenizer : NULL;
 }
 
-MONET_API size_t monet_model_tensor_count(const monet_model *model)
-{
-    return model ? model->n_tensors : 0;
-}
-
+MONET_API size_t monet_model_tensor_count(const monet_model *m) { return m ? m->n_tensors : 0; }
 MONET_API const monet_tensor *monet_model_tensor(const monet_model *model, size_t index)
 {
-    return model && index < model->n_tensors ? &model->tensors[index] : NULL;
+    return index < monet_model_tensor_count(model) ? &model->tensors[index] : NULL;
 }
 
 MONET_API const monet_tensor *monet_model_find_tensor(const monet_model *model, const char *name)
 {
-    for (size_t k = 0; name && model && k < model->n_tensors; ++k)
+    for (size_t k = 0; name && k < monet_model_tensor_count(model); ++k)
         if (!strcmp(model->tensors[k].name, name)) return &model->tensors[k];
     return NULL;
 }
 
-MONET_API size_t monet_model_metadata_count(const monet_model *model)
-{
-    return model ? model->n_metadata : 0;
-}
-
+MONET_API size_t monet_model_metadata_count(const monet_model *m) { return m ? m->n_metadata : 0; }
 MONET_API const char *monet_model_metadata_key(const monet_model *model, size_t index)
 {
-    return model && index < model->n_metadata ? model->metadata[2 * index] : NULL;
+    return index < monet_model_metadata_count(model) ? model->metadata[index].key : NULL;
 }
 
 MONET_API const char *monet_model_metadata_value(const monet_model *model, size_t index)
 {
-    return model && index < model->n_metadata ? model->metadata[2 * index + 1] : NULL;
+    return index < monet_model_metadata_count(model) ? model->metadata[index].value : NULL;
 }
 
 MONET_API const char *monet_model_metadata(const monet_model *model, const char *key)
 {
-    for (size_t k = 0; key && model && k < model->n_metadata; ++k)
-        if (!strcmp(model->metadata[2 * k], key)) return model->metadata[2 * k + 1];
+    for (size_t k = 0; key && k < monet_model_metadata_count(model); ++k)
+        if (!strcmp(model->metadata[k].key, key)) return model->metadata[k].value;
     return NULL;
 }
 
@@ -5970,50 +5941,42 @@ static void monet__emit_ints(monet__sink *s, const int32_t *values, int count)
     while (count--) monet__emit(s, (uint32_t)*values++, 4);
 }
 
-static void monet__emit_align(monet__sink *s)
+static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
 {
-    while (s->n % 64) monet__emit(s, 0, 1);
+    while (count--) monet__emit(s, *words++, 8);
 }
 
 static void monet__emit_arch(monet__sink *s, const monet_arch *a)
 {
-#define MONET__EMIT(field, least, most) monet__emit(s, (uint32_t)a->field, 4);
-    MONET__ARCH(MONET__EMIT)
-#undef MONET__EMIT
-    monet__emit(s, monet__bits(a->rope_theta), 4);
-    monet__emit(s, monet__bits(a->norm_eps), 4);
+    int32_t fields[MONET__ARCH];
+    memcpy(fields, a, sizeof fields);
+    monet__emit_ints(s, fields, MONET__ARCH);
 }
 
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
+    const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
+                              (uint64_t)t->n_dims, (uint64_t)t->shape[0], (uint64_t)t->shape[1],
+                              t->offset, t->size, t->hash, 0};
     monet__emit_bytes(s, t->name, 64); /* zeros behind it: monet__describe_tensor */
-    monet__emit(s, (uint32_t)t->dtype, 4);
-    monet__emit(s, (uint32_t)t->source_dtype, 4);
-    monet__emit(s, (uint64_t)t->n_dims, 8);
-    monet__emit(s, (uint64_t)t->shape[0], 8);
-    monet__emit(s, (uint64_t)t->shape[1], 8);
-    monet__emit(s, t->offset, 8);
-    monet__emit(s, t->size, 8);
-    monet__emit(s, t->hash, 8);
-    monet__emit(s, 0, 8);
+    monet__emit_words(s, words, 8);
 }
 
 static void monet__emit_tokenizer(monet__sink *s, const monet_tokenizer_data *t)
 {
-    const int32_t counts[3] = {t->n_pieces, t->n_merges, t->n_eos};
-    const int32_t rules[4] = {t->unk_id, t->bos_id, t->prefix_space, t->strip_space};
-    uint64_t      blob = 0;
-    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint64_t)t->pieces[k].size;
-    monet__emit_ints(s, counts, 3);
-    monet__emit(s, blob, 4);
-    monet__emit_ints(s, rules, 4);
+    uint32_t blob = 0;
+    int32_t  head[] = {t->n_pieces, t->n_merges, t->n_eos, 0, t->unk_id, t->bos_id,
+                       t->prefix_space, t->strip_space};
+    for (int32_t k = 0; k < t->n_pieces; ++k) blob += (uint32_t)t->pieces[k].size;
+    head[3] = (int32_t)blob;
+    monet__emit_ints(s, head, 8);
     blob = 0;
     for (int32_t k = 0; k < t->n_pieces; ++k) {
         monet__emit(s, blob, 4);
         monet__emit(s, (uint64_t)t->pieces[k].size, 2);
         monet__emit(s, (uint64_t)t->pieces[k].type, 2);
         monet__emit(s, monet__bits(t->pieces[k].score), 4);
-        blob += (uint64_t)t->pieces[k].size;
+        blob += (uint32_t)t->pieces[k].size;
     }
     for (int32_t k = 0; k < t->n_merges; ++k) {
         const int32_t merge[3] = {t->merges[k].left, t->merges[k].right, t->merges[k].result};
@@ -6051,71 +6014,63 @@ static bool monet__plan_has(const monet_writer_config *c, const monet__span *raw
 }
 
 /* The header of a file, but for the entries of tensors, and for hashes: monet__seal_header. `raw`
-   sections are copied as they are; data and moments come behind the header.                      */
+   sections are copied as they are; data and moments come behind the header. The sink's memory is
+   zero where nothing is written.                                                                 */
 static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_writer_config *c,
                                const monet__span *raw, uint64_t data_size)
 {
     static const int order[] = {MONET__S_ARCH, MONET__S_TENSORS, MONET__S_TOKENIZER,
                                 MONET__S_METADATA, MONET__S_STATE, MONET__S_DATA, MONET__S_MOMENTS};
-    const int   *kind, *end = order + sizeof order / sizeof *order;
-    monet__sink  table = {s->p, MONET__HEADER};
-    uint64_t     n = 0, tail = 0, count;
-    for (kind = order; kind < end; ++kind) n += monet__plan_has(c, raw, *kind);
-    s->n = MONET__HEADER + n * MONET__SECTION;
-    for (kind = order; kind < end; ++kind) {
-        if (!monet__plan_has(c, raw, *kind)) continue;
-        monet__emit_align(s);
-        w->begin[*kind] = s->n + tail;
-        count = 1;
-        switch (*kind) {
-        case MONET__S_ARCH: monet__emit_arch(s, c->arch); break;
-        case MONET__S_TENSORS: count = w->n_tensors, s->n += count * MONET__ENTRY; break;
-        case MONET__S_DATA: count = w->n_tensors, tail += data_size; break;
-        case MONET__S_MOMENTS: tail += raw[MONET__S_MOMENTS].size; break;
-        default: monet__emit_bytes(s, raw[*kind].data, (size_t)raw[*kind].size); break;
+    uint64_t         start[] = {1 | (uint64_t)0x01020304 << 32, 0, w->features, 0}; /* 1: version */
+    monet__sink      table = {s->p, MONET__HEADER};
+    for (int kind = 1; kind < MONET__S_COUNT; ++kind) start[3] += monet__plan_has(c, raw, kind);
+    s->n = w->header_size = monet__round_up(MONET__HEADER + start[3] * MONET__SECTION, 64);
+    for (const int *next = order; next < order + MONET__S_COUNT - 1; ++next) {
+        int      kind = *next;
+        uint64_t needed = kind <= MONET__S_DATA; /* readers may skip what training adds */
+        uint64_t entry[5] = {(uint64_t)kind | needed << 32, s->n, 0, 0, 1};
+        if (!monet__plan_has(c, raw, kind)) continue;
+        if (kind == MONET__S_TENSORS || kind == MONET__S_DATA) {
+            entry[4] = w->n_tensors;
+            s->n += kind == MONET__S_DATA ? data_size : w->n_tensors * MONET__ENTRY;
+        } else if (kind == MONET__S_MOMENTS) {
+            s->n += raw[kind].size;
+        } else if (kind == MONET__S_ARCH) {
+            monet__emit_arch(s, c->arch);
+        } else {
+            monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
+            if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
+            if (kind == MONET__S_METADATA) {
+                entry[4] = raw[kind].count + c->n_metadata;
+                monet__emit_metadata(s, c->metadata, c->n_metadata);
+            }
         }
-        if (*kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
-        if (*kind == MONET__S_METADATA) {
-            count = raw[*kind].count + c->n_metadata;
-            monet__emit_metadata(s, c->metadata, c->n_metadata);
-        }
-        w->end[*kind] = s->n + tail;
-        monet__emit(&table, (uint64_t)*kind, 4);
-        monet__emit(&table, *kind <= MONET__S_DATA, 4); /* readers may skip what training adds */
-        monet__emit(&table, w->begin[*kind], 8);
-        monet__emit(&table, w->end[*kind] - w->begin[*kind], 8);
-        monet__emit(&table, 0, 8);
-        monet__emit(&table, count, 8);
+        w->begin[kind] = entry[1], w->end[kind] = s->n;
+        entry[2] = s->n - entry[1];
+        monet__emit_words(&table, entry, 5);
+        s->n = monet__round_up(s->n, 64);
+        if (kind != MONET__S_DATA && kind != MONET__S_MOMENTS) w->header_size = s->n;
     }
-    monet__emit_align(s);
-    w->header_size = s->n;
-    w->file_size = s->n + tail;
-    s->n = 0;
-    monet__emit_bytes(s, monet__magic, 8);
-    monet__emit(s, 1, 4); /* version 1.0 */
-    monet__emit(s, 0x01020304u, 4);
-    monet__emit(s, w->file_size, 8);
-    monet__emit(s, w->features, 8);
-    monet__emit(s, n, 8);
+    start[1] = w->file_size = s->n;
+    table.n = 0;
+    monet__emit_bytes(&table, monet__magic, 8);
+    monet__emit_words(&table, start, 4);
 }
 
 /* All hashes, known last. */
-static void monet__seal_header(const monet__plan *plan, uint8_t *header, uint64_t moments_hash)
+static void monet__seal_header(uint8_t *header, uint64_t moments_hash)
 {
-    uint64_t    n = monet__u32(header + 32);
-    monet__sink s = {header, 0};
-    for (uint64_t k = 0; k < n; ++k) {
-        uint64_t kind, at = MONET__HEADER + k * MONET__SECTION, hash = 0;
-        kind = monet__u32(header + at);
-        if (kind == MONET__S_MOMENTS) hash = moments_hash;
-        else if (kind != MONET__S_DATA)
-            hash = monet__hash_of(header + plan->begin[kind],
-                                  (size_t)(plan->end[kind] - plan->begin[kind]));
-        s.n = at + 24;
-        monet__emit(&s, hash, 8);
+    const uint8_t *table = header + MONET__HEADER, *e = table;
+    const uint8_t *end = table + monet__u32(header + 32) * MONET__SECTION;
+    monet__sink    s = {header, 0};
+    for (; e < end; e += MONET__SECTION) {
+        uint64_t kind = monet__u32(e);
+        s.n = (uint64_t)(e - header) + 24;
+        monet__emit(&s, kind == MONET__S_DATA ? 0 : kind == MONET__S_MOMENTS ? moments_hash :
+                    monet__hash_of(header + monet__u64(e + 8), (size_t)monet__u64(e + 16)), 8);
     }
     s.n = 40;
-    monet__emit(&s, monet__hash_of(header + MONET__HEADER, (size_t)n * MONET__SECTION), 8);
+    monet__emit(&s, monet__hash_of(table, (size_t)(end - table)), 8);
     s.n = 56;
     monet__emit(&s, monet__hash_of(header, 56), 8);
 }
@@ -6135,15 +6090,23 @@ static void monet__model_content(const monet_model *model, monet_writer_config *
 }
 #endif
 
-/* Metadata and tokenizer that a caller gives: what must hold before they are written. */
-static monet_result monet__content_check(const monet_writer_config *c, monet_error *err)
+/* What a caller gives to be written, copied with its architecture and checked. */
+static monet_result monet__content(monet_writer_config *c, monet_arch *arch,
+                                   const monet_writer_config *given, monet_error *err)
 {
-    const monet_tokenizer_data *t = c->tokenizer;
+    const monet_tokenizer_data *t;
+    MONET__TRY(monet__config(c, sizeof *c, given, err));
+    if (c->arch) {
+        *arch = *c->arch;
+        c->arch = arch;
+        MONET__TRY(monet_arch_check(arch, err));
+    }
     for (size_t k = 0; k < c->n_metadata; ++k)
         MONET__NEED(ARGUMENT, c->metadata && c->metadata[k].key && c->metadata[k].value &&
                     strlen(c->metadata[k].key) <= INT32_MAX &&
                     strlen(c->metadata[k].value) <= INT32_MAX, "metadata %U: NULL or too long",
                     (uint64_t)k);
+    t = c->tokenizer;
     if (!t) return MONET_OK;
     MONET__NEED(ARGUMENT, t->n_pieces >= 0 && t->n_merges >= 0 && t->n_eos >= 0 &&
                 (t->pieces || !t->n_pieces) && (t->merges || !t->n_merges) &&
@@ -6198,7 +6161,7 @@ static monet_result monet__model_new(const monet_writer_config *c, const monet__
                                      const monet_model_config *config, const monet_model *from,
                                      uint64_t seed, monet_model **out, monet_error *err)
 {
-    uint64_t     total, size, at;
+    uint64_t     total;
     monet__plan  plan;
     monet__sink  sink = {NULL, 0};
     monet_model  draft;
@@ -6219,22 +6182,21 @@ static monet_result monet__model_new(const monet_writer_config *c, const monet__
     draft.base = sink.p;
     memset(sink.p, 0, (size_t)draft.size);
     monet__emit_header(&plan, &sink, c, raw, total);
-    at = plan.header_size;
     sink.n = plan.begin[MONET__S_TENSORS];
+    total = 0;
     monet__mode_begin(&own);
     for (int layer = -1, id = -1, k = 0; monet__next_tensor(c->arch, &layer, &id); ++k) {
         monet_tensor t;
+        uint8_t     *data = sink.p + plan.header_size + total;
         monet__describe_tensor(&t, c->arch, id, layer, MONET_F32);
-        (void)monet__place_tensors(&t, 1, &size);
-        if (from) monet__widen_tensor(&t, sink.p + at, &from->tensors[k]);
-        else monet__init_tensor(&t, sink.p + at, id, seed, (uint64_t)k);
-        t.offset = at - plan.header_size;
-        t.hash = monet__hash_of(sink.p + at, (size_t)t.size);
+        (void)monet__place_tensor(&t, &total);
+        if (from) monet__widen_tensor(&t, data, &from->tensors[k]);
+        else monet__init_tensor(&t, data, id, seed, (uint64_t)k);
+        t.hash = monet__hash_of(data, (size_t)t.size);
         monet__emit_tensor(&sink, &t);
-        at += size;
     }
     monet__mode_end(&own);
-    monet__seal_header(&plan, sink.p, 0);
+    monet__seal_header(sink.p, 0);
     result = monet__load(&draft, config, out, err);
     if (result != MONET_OK) monet__free(&draft.host, draft.block, draft.block_size);
     return result;
@@ -6251,14 +6213,10 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
     if (out) *out = NULL;
     memset(raw, 0, sizeof raw);
     MONET__NEED(ARGUMENT, content && out, "create: content or out is NULL");
-    MONET__TRY(monet__config(&c, sizeof c, content, err));
     MONET__TRY(monet__config(&full, sizeof full, config, err));
+    MONET__TRY(monet__content(&c, &arch, content, err));
     MONET__NEED(ARGUMENT, c.arch && !c.tensors, "create: content->%s NULL",
                 c.tensors ? "tensors is not" : "arch is");
-    arch = *c.arch;
-    c.arch = &arch;
-    MONET__TRY(monet_arch_check(&arch, err));
-    MONET__TRY(monet__content_check(&c, err));
     return monet__model_new(&c, raw, &full, NULL, seed, out, err);
 }
 
@@ -6280,9 +6238,8 @@ struct monet_writer {
     int64_t       row;         /* next row of the current tensor */
     char         *panel;       /* rows of one panel */
     uint64_t      panel_size;
-    monet__hash   hash;
-    uint64_t      moments_hash;
-    bool          failed, finished;
+    monet__hash   hash;        /* of the current tensor; behind the last one, of the moments */
+    bool          done;        /* finished or failed */
 };
 
 /* Would the tokenizer in this header load? Opens and indexes it. */
@@ -6315,8 +6272,7 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
         monet_tensor       *t = &w->tensors[k];
         MONET__NEED(ARGUMENT, !memcmp(t->name, given->name, sizeof t->name) &&
                     t->layout == given->layout && t->panel == given->panel &&
-                    t->n_dims == given->n_dims && t->shape[0] == given->shape[0] &&
-                    t->shape[1] == given->shape[1],
+                    t->n_dims == given->n_dims && !memcmp(t->shape, given->shape, sizeof t->shape),
                     "tensor %s: its description is not that of monet_arch_tensors", t->name);
         MONET__NEED(ARGUMENT, monet__dtype_fits(t, given->dtype) &&
                     monet_dtype_size(given->source_dtype),
@@ -6325,9 +6281,8 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
         t->dtype = given->dtype;
         t->source_dtype = given->source_dtype;
         if (monet__quantised(t->dtype)) w->plan.features = MONET__HAS_QUANTISED;
+        MONET__NEED(ARGUMENT, monet__place_tensor(t, total), "tensors are larger than 2^62 bytes");
     }
-    MONET__NEED(ARGUMENT, monet__place_tensors(w->tensors, n, total),
-                "tensors are larger than 2^62 bytes");
     return MONET_OK;
 }
 
@@ -6403,27 +6358,22 @@ MONET_API monet_result monet_writer_create(const char *path, const monet_writer_
     monet_writer_config c;
     monet_arch          arch;
     monet__span         raw[MONET__S_COUNT];
+    uint64_t            n;
     if (out) *out = NULL;
     memset(raw, 0, sizeof raw);
     MONET__NEED(ARGUMENT, path && out && config, "writer: path, config or out is NULL");
     MONET__NEED(UNSUPPORTED, sizeof(monet_real) == sizeof(float),
                 "MONET_REAL is not float: no files");
-    MONET__TRY(monet__config(&c, sizeof c, config, err));
-    MONET__TRY(monet__content_check(&c, err));
+    MONET__TRY(monet__content(&c, &arch, config, err));
     MONET__NEED(ARGUMENT, c.arch || c.tokenizer, "neither an architecture nor a tokenizer");
-    if (c.arch) {
-        uint64_t n;
-        arch = *c.arch;
-        MONET__TRY(monet_arch_check(&arch, err));
-        n = monet__count_tensors(&arch);
-        MONET__NEED(ARGUMENT, !memcmp(&arch, c.arch, sizeof arch),
-                    "arch has defaults left: monet_arch_check");
-        MONET__NEED(ARGUMENT, c.tensors && c.n_tensors == n, "%U tensors given, the model has %U",
-                    (uint64_t)c.n_tensors, n);
-        MONET__NEED(ARGUMENT, !c.tokenizer || c.tokenizer->n_pieces <= arch.vocab_size,
-                    "tokenizer has %d pieces, vocab_size is %d", c.tokenizer->n_pieces,
-                    arch.vocab_size);
-    }
+    n = c.arch ? monet__count_tensors(&arch) : 0;
+    MONET__NEED(ARGUMENT, !c.arch || !memcmp(&arch, config->arch, sizeof arch),
+                "arch has defaults left: monet_arch_check");
+    MONET__NEED(ARGUMENT, !c.arch || (c.tensors && c.n_tensors == n), "%U tensors given, the model "
+                "has %U", (uint64_t)c.n_tensors, n);
+    MONET__NEED(ARGUMENT, !c.arch || !c.tokenizer || c.tokenizer->n_pieces <= arch.vocab_size,
+                "tokenizer has %d pieces, vocab_size is %d", c.tokenizer->n_pieces,
+                arch.vocab_size);
     return monet__writer_new(path, &c, raw, out, err);
 }
 
@@ -6466,14 +6416,14 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     const monet_tensor *t;
     size_t              size;
     MONET__NEED(ARGUMENT, w && (rows || !count) && count >= 0, "writer: NULL, or count below 0");
-    MONET__NEED(STATE, !w->failed && !w->finished && (!count || w->current < w->plan.n_tensors),
+    MONET__NEED(STATE, !w->done && (!count || w->current < w->plan.n_tensors),
                 "writer: failed, finished or complete");
     if (!count) return MONET_OK;
     t = &w->tensors[w->current];
     size = monet__panel_bytes(t);
     MONET__NEED(ARGUMENT, count <= monet__rows(t) - w->row, "tensor %s: %D rows given, %D are "
                 "missing", t->name, count, monet__rows(t) - w->row);
-    w->failed = true; /* until all went well */
+    w->done = true; /* until all went well */
     for (; count > 0; --count, rows += monet__cols(t)) {
         bool last = w->row + 1 == monet__rows(t);
         if (w->row % t->panel == 0) memset(w->panel, 0, size);
@@ -6485,7 +6435,7 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
             (last && !monet__writer_next(w)))
             return monet__io_fail(err, "write", w->temp);
     }
-    w->failed = false;
+    w->done = false;
     return MONET_OK;
 }
 
@@ -6493,26 +6443,27 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
 {
     monet_writer *w = writer;
     monet__file   file;
-    monet_result  result;
     MONET__NEED(ARGUMENT, w, "writer is NULL");
-    MONET__NEED(STATE, !w->failed && !w->finished && w->current == w->plan.n_tensors,
+    MONET__NEED(STATE, !w->done && w->current == w->plan.n_tensors,
                 "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
                 (uint64_t)w->plan.n_tensors);
-    w->failed = true; /* until all went well */
-    monet__seal_header(&w->plan, w->header, w->moments_hash);
+    w->done = true;
+    monet__seal_header(w->header, monet__hash_end(&w->hash));
     if (!monet__file_rewind(w->file) ||
         !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
         return monet__io_fail(err, "write", w->temp);
     file = w->file;
     w->file = MONET__NO_FILE;
-    if (!monet__file_close(file, true)) result = monet__io_fail(err, "sync", w->temp);
-    else if (monet__file_rename(w->temp, w->path)) result = MONET_OK;
-    else result = monet__io_fail(err, "rename the new file to", w->path);
-    w->finished = result == MONET_OK;
-    w->failed = !w->finished;
-    if (w->failed) (void)remove(w->temp);
-    else monet__sync_folder(w->path);
-    return result;
+    if (!monet__file_close(file, true)) {
+        (void)monet__io_fail(err, "sync", w->temp);
+    } else if (monet__file_rename(w->temp, w->path)) {
+        monet__sync_folder(w->path);
+        return MONET_OK;
+    } else {
+        (void)monet__io_fail(err, "rename the new file to", w->path);
+    }
+    (void)remove(w->temp);
+    return MONET_ERROR_IO;
 }
 
 MONET_API void monet_writer_free(monet_writer *writer)
@@ -6547,7 +6498,6 @@ static monet_result monet__write_model(const monet_model *model, const monet_hos
              monet__writer_next(w);
     for (int k = 0; ok && state && k < 2; ++k)
         ok = monet__writer_put(w, moments[k].data, (size_t)moments[k].size);
-    w->moments_hash = monet__hash_end(&w->hash);
     result = ok ? monet_writer_finish(w, err) : monet__io_fail(err, "write", w->temp);
     monet_writer_free(w);
     return result;
@@ -8818,7 +8768,6 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
 #undef MONET__ARCH
-#undef MONET__ARCH_SIZE
 #undef MONET__BIG_ENDIAN
 #undef MONET__BLOCK_GROUPS
 #undef MONET__BLOCK_TOKENS
