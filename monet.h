@@ -105,6 +105,7 @@
 
      Equal inputs give equal bits, for any number of threads and any split of a prompt into evals:
      every sum has one fixed order (16 partial sums, then one tree); gradients and checkpoints too.
+     (In fast mode, see monet_mode, for any number of threads only.)
      The caller's rounding mode does not matter: all works in the default one. Another compiler,
      other flags or another instruction set (>>simd) may round differently: the last digits differ.
 
