@@ -1429,7 +1429,7 @@ static monet_real monet__tree(monet_real *lanes)
     return lanes[0];
 }
 
-/* out[t][r] = row r . x[t] for n_rows rows and all tokens, of one panel or of several that follow one
+/* out[t][r] = row r . x[t] for n_rows rows and all tokens, of a panel or of several that follow one
    another; x is in split order, and so are the rows.                                             */
 static void monet__dot_panel(monet_real *const *out, const void *panel, monet_dtype dtype,
                              int panel_rows, int n_rows, size_t groups,
@@ -1748,7 +1748,7 @@ MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, 
 }
 
 /* For one token weights come from memory, once: asks for `size` bytes that come later, before `end`.
-   Of 1 KB it asks for each quarter at another distance: memory is read faster at several places. */
+   Each quarter of 1 KB is at another distance: memory is read faster at several places.          */
 MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size, size_t distance)
 {
     for (const char *p = w; p < w + size; p += 64) {
