@@ -1747,8 +1747,8 @@ MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, 
     return ((MONET__V(vec))bits - MONET__V(set1)(8388608 + zero)) * MONET__V(set1)(by);
 }
 
-/* For one token weights come from memory, once: asks for `size` bytes that come later, before `end`.
-   Each quarter of 1 KB is at another distance: memory is read faster at several places.          */
+/* For one token weights come from memory, once: asks for `size` bytes that come later, up to `end`.
+   Each quarter of 1 KB at another distance: memory is read faster at several places.             */
 MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size, size_t distance)
 {
     for (const char *p = w; p < w + size; p += 64) {
