@@ -2433,11 +2433,6 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
 #undef MONET__UNROLL
 #undef MONET__V
 
-MONET_API const char *monet_kernels_name(monet_kernels kernels)
-{
-    return monet__kernels_for(kernels)->name;
-}
-
 /* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
    For many tokens, products of bf16 numbers with sums in f32; for one token and q8 or q4 weights,
    of 8-bit integers. Inputs are rounded as said here; sums are in f32, in an order that depends on
@@ -3027,6 +3022,12 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
 #endif
 }
 #undef MONET__FAST_SIMD
+
+MONET_API const char *monet_kernels_name(monet_kernels kernels)
+{
+    const char *fast = monet__fast_for(kernels)->name; /* "amx", "bf16": avx512 for the rest */
+    return fast[0] == 'a' || fast[0] == 'b' ? fast : monet__kernels_for(kernels)->name;
+}
 
 /* ---- tokenizer ---------------------------------------------------------------------- >>tokenizer
    Byte pair encoding as SentencePiece and tokenizer.json do it. A space reads as U+2581, a text as
@@ -8773,6 +8774,8 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__BLOCK_GROUPS
 #undef MONET__BLOCK_TOKENS
 #undef MONET__SHARES
+#undef MONET__TILE
+#undef MONET__TILE_SETS
 #undef MONET__FAST_LEAST
 #undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
