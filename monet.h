@@ -1663,10 +1663,10 @@ static const monet__kernels monet__scalar = {
 #define MONET__INLINE static inline __attribute__((always_inline)) MONET__TARGET
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
 #ifndef MONET__FAR
-#define MONET__FAR 16384 /* bytes ahead, see fetch: within many panels */
+#define MONET__FAR 8192 /* bytes ahead, see fetch: within many panels */
 #endif
 #ifndef MONET__NEAR
-#define MONET__NEAR 2048 /* and within one */
+#define MONET__NEAR 1024 /* and within one */
 #endif
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
    gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
@@ -1748,12 +1748,12 @@ MONET__INLINE MONET__V(vec) MONET__V(weights)(const char *w, const char *scale, 
 }
 
 /* For one token weights come from memory, once: asks for `size` bytes that come later, up to `end`.
-   Each quarter of 1 KB at another distance: memory is read faster at several places.             */
+   Each eighth of 1 KB at another distance: memory is read faster at several places.              */
 MONET__INLINE void MONET__V(fetch)(const char *w, const char *end, size_t size, size_t distance)
 {
     for (const char *p = w; p < w + size; p += 64) {
-        size_t ahead = ((uintptr_t)p / 256 % 4 + 1) * distance;
-        if ((size_t)(end - p) > ahead) __builtin_prefetch(p + ahead);
+        size_t ahead = ((uintptr_t)p / 128 % 8 + 1) * distance;
+        if ((size_t)(end - p) > ahead) __builtin_prefetch(p + ahead, 0, 2);
     }
 }
 
