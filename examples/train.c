@@ -249,7 +249,7 @@ enum { N_OPTIONS = sizeof options / sizeof options[0] };
     "steps=48000\nwarmup=500\nlr=5e-4\n"
 static const struct { const char *name, *text; } presets[] = {
     {"nano", "dim=96\nlayers=4\nheads=4\nexperts=32\nexpert-dim=8\nrouter-heads=2\ntopk=4\n"
-             "groups=2\ncontext=128\nbatch=8\nsteps=3000\nwarmup=50\nlr=4e-3\n"},
+             "groups=2\ncontext=128\nbatch=8\nsteps=7000\nwarmup=50\nlr=4e-3\n"},
     {"mini", "dim=192\nlayers=8\nheads=6\nexperts=64\nexpert-dim=8\nrouter-heads=4\ntopk=8\n"
              "groups=4\ncontext=512\nseq=256\nbatch=16\nsteps=1500\nwarmup=50\nlr=1e-3\n"
              "valid-every=100\n"},
