@@ -1225,6 +1225,12 @@ static size_t monet__panel_bytes(const monet_tensor *t)
                                    : monet__n_groups(t) * monet__group_bytes(t);
 }
 
+/* Where panel k begins. */
+static const char *monet__panel(const monet_tensor *t, int64_t k)
+{
+    return (const char *)t->data + (size_t)k * monet__panel_bytes(t);
+}
+
 MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
 {
     size_t c = (size_t)column, r = (size_t)row, p, rows, base;
@@ -4048,8 +4054,9 @@ typedef struct monet__input { /* what the products of a layer read */
     size_t            stride;
     /* fast mode has these too; NULL in exact mode */
     const monet__fast *fast;
-    uint16_t          *rounded;      /* (n, parts*32*groups) bf16, natural order */
+    uint16_t          *rounded;      /* (n, 3*32*groups) bf16, natural order */
     size_t             rounded_stride;
+    int                parts;        /* how many of its 3 are made: 1 or, for routers, 3 */
     monet__codes      *codes;        /* of one token alone */
     char              *scratch;      /* (tasks, scratch_size) */
     size_t             scratch_size;
@@ -4098,18 +4105,15 @@ static void monet__linear_exact(const monet__linear *job, const monet__product *
     const monet_real   *x[MONET__TOKENS];
     monet_real         *out[MONET__TOKENS];
     if (in->n == 1) {
-        const char *panel = (const char *)p->w->data + (size_t)(first / p->w->panel) *
-                            monet__panel_bytes(p->w);
         x[0] = in->x, out[0] = p->out + first;
-        job->kernels->dot_panel(out, panel, p->w->dtype, p->w->panel, end - first,
-                                monet__n_groups(p->w), x, 1);
+        job->kernels->dot_panel(out, monet__panel(p->w, first / p->w->panel), p->w->dtype,
+                                p->w->panel, end - first, monet__n_groups(p->w), x, 1);
         return;
     }
     for (int from = 0; from < in->n; from += MONET__BLOCK_TOKENS) { /* these stay in cache */
         int to = in->n - from < MONET__BLOCK_TOKENS ? in->n : from + MONET__BLOCK_TOKENS;
         for (int r = first; r < end; r += p->w->panel) {
-            const char *panel = (const char *)p->w->data + (size_t)(r / p->w->panel) *
-                                monet__panel_bytes(p->w);
+            const char *panel = monet__panel(p->w, r / p->w->panel);
             int         rows = end - r < p->w->panel ? end - r : p->w->panel;
             for (int t = from, n; t < to; t += n) {
                 n = to - t < MONET__TOKENS ? to - t : MONET__TOKENS;
@@ -4133,10 +4137,9 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
     size_t              groups = monet__n_groups(p->w);
     const uint16_t     *x[MONET__FAST_TOKENS];
     monet_real         *out[MONET__FAST_TOKENS];
-    const char         *panel = (const char *)p->w->data + (size_t)(first / p->w->panel) *
-                                monet__panel_bytes(p->w);
+    const char         *panel = monet__panel(p->w, first / p->w->panel);
     if (in->n == 1) {
-        if (!in->codes || (dtype != MONET_Q8 && dtype != MONET_Q4)) return false;
+        if (!in->codes || !monet__quantised(dtype)) return false;
         in->fast->dot_int8(p->out + first, panel, dtype, p->w->panel, end - first, groups,
                            in->codes);
         return true;
@@ -4716,8 +4719,8 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
     const uint16_t     *rounded[MONET__FAST_TOKENS];
     int                 m = moe->m;
     size_t              groups = monet__n_groups(u);
-    const char         *panel = (const char *)u->data + (size_t)i * monet__panel_bytes(u);
-    if (in->codes && in->n == 1 && (u->dtype == MONET_Q8 || u->dtype == MONET_Q4)) {
+    const char         *panel = monet__panel(u, i);
+    if (in->codes && in->n == 1 && monet__quantised(u->dtype)) {
         in->fast->dot_int8(out[0], panel, u->dtype, m, m, groups, in->codes);
         return;
     }
@@ -4810,8 +4813,7 @@ static void monet__moe_add(monet__moe *moe, int axis, int i, int first, int end)
     size_t              half = axis && !moe->horizontal, at = (size_t)first * MONET__GROUP;
     size_t              column = half * (moe->y_stride / 2) + at, rows = monet__panel_rows(v);
     size_t              width = (size_t)moe->width, stop = (size_t)end * MONET__GROUP;
-    const char *panel = (const char *)v->data + (size_t)i * monet__panel_bytes(v) +
-                        (size_t)first * monet__group_bytes(v);
+    const char *panel = monet__panel(v, i) + (size_t)first * monet__group_bytes(v);
     if (stop > width) stop = width;
     for (uint32_t k = moe->start[axis][i]; k < moe->start[axis][i + 1]; k += MONET__TOKENS) {
         const uint32_t *user = moe->users[axis] + 2 * (size_t)k;
@@ -6787,7 +6789,8 @@ static void monet__split_token(monet_session *s, int t, const monet_real *x)
     monet__to_split(split, x, C);
     if (in->n == 1 && in->codes) in->fast->quantize(in->codes, split, groups);
     if (in->n > 1 && in->rounded)
-        in->fast->round(in->rounded + (size_t)t * in->rounded_stride, split, groups, 3);
+        in->fast->round(in->rounded + (size_t)t * in->rounded_stride +
+                        (size_t)(3 - in->parts) * groups * MONET__GROUP, split, groups, in->parts);
 }
 
 static void monet__step_split(void *context, int t, int task)
@@ -6930,6 +6933,7 @@ static monet_result monet__eval_attention(monet_session *s)
     size_t              C = (size_t)a->dim, KD = (size_t)(a->n_kv_heads * s->D);
     monet__product      p[3];
     monet__eval_norm(s, layer->w[MONET__T_NORM1]);
+    s->in.parts = 1;
     monet__each(&s->team, s->n, monet__step_split, s);
     p[0] = monet__product_of(layer->w[MONET__T_Q], s->q, C);
     p[1] = monet__product_of(layer->w[MONET__T_K], s->k, KD);
@@ -6972,11 +6976,13 @@ static monet_result monet__eval_router(monet_session *s)
 static monet_result monet__eval_moe(monet_session *s)
 {
     const monet__layer *layer = &s->model->layers[s->layer];
+    bool                router = s->layer % s->model->arch.moe_groups == 0;
     monet_result        result = MONET_OK;
     monet__eval_norm(s, layer->w[MONET__T_NORM2]);
     if (!monet__tap(s, MONET_SITE_MOE_IN, s->layer, s->h)) return MONET_ERROR_CANCELLED;
+    s->in.parts = router ? 3 : 1;
     monet__each(&s->team, s->n, monet__step_split, s);
-    if (s->layer % s->model->arch.moe_groups == 0) result = monet__eval_router(s);
+    if (router) result = monet__eval_router(s);
     if (result != MONET_OK) return result;
     monet__moe_forward(&s->moe, &s->team, &layer->experts, &s->in);
     monet__each(&s->team, s->n, monet__step_moe_out, s);
@@ -6994,6 +7000,7 @@ static monet_result monet__eval_logits(monet_session *s)
     monet__product    p = monet__product_of(s->model->lm_head, s->logits, V);
     monet__eval_norm(s, s->model->norm);
     if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    s->in.parts = 1;
     s->in.n = rows;
     for (int t = from; t < s->n; ++t) monet__split_token(s, t - from, s->h + (size_t)t * C);
     monet__linear_forward(&s->team, &p, 1, &s->in);
