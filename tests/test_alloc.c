@@ -35,7 +35,6 @@ static int counted_join(pthread_t thread, void **result)
 #include "monet.h"
 #include "heap.h"
 #include "tiny.h"
-#include <dirent.h>
 
 static heap_count heap;
 static monet_host host;                /* counts in heap */
@@ -156,20 +155,10 @@ static monet_result save(void)
 
 /* ---- the k-th allocation fails --------------------------------------------------------------- */
 
-/* Files in the folder of this test. */
-static int files(void)
-{
-    DIR *folder = opendir(tiny_path(""));
-    int n = 0;
-    while (folder && readdir(folder)) n++;
-    if (folder) closedir(folder);
-    return n;
-}
-
 static void each_failure(const char *name, monet_result (*call)(void), int expected)
 {
     long live = heap.live, calls = heap.calls, n;
-    const int before = files();
+    const int before = tiny_files();
     CHECK_EQ(call(), MONET_OK);
     n = heap.calls - calls;
     if (!CHECK_EQ(n, expected)) printf("    allocations of %s\n", name);
@@ -183,7 +172,7 @@ static void each_failure(const char *name, monet_result (*call)(void), int expec
             CHECK_EQ(said.code, MONET_ERROR_MEMORY);
             CHECK(strstr(said.message, "cannot "));
             CHECK_EQ(heap.live, live);
-            CHECK_EQ(files(), before);
+            CHECK_EQ(tiny_files(), before);
             CHECK_EQ(call(), MONET_OK); /* again, and it works */
             CHECK_EQ(heap.live, live);
             (void)remove(target);

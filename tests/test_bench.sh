@@ -11,33 +11,14 @@ if [ ! -x "$bin/bench" ] || [ ! -r "$model" ]; then
 fi
 tmp=$(mktemp -d) || exit 2
 trap 'rm -rf "$tmp"' EXIT
-passed=0
-failed=0
+suite=test_bench
+. "$(dirname "$0")/check.sh"
 name=$(basename "$model" .monet)
-
-# check NAME CONDITION...: the condition is a command
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "test_bench: FAILED: $what"
-        echo "  status $status, stdout: $(head -c 600 "$tmp/out")"
-        echo "  stderr: $(head -c 300 "$tmp/err")"
-    fi
-}
 
 bench() {
     "$bin/bench" "$@" > "$tmp/out" 2> "$tmp/err" < /dev/null
     status=$?
 }
-
-out_has() { grep -q -e "$1" "$tmp/out"; }
-err_has() { grep -q -e "$1" "$tmp/err"; }
-is_status() { [ "$status" -eq "$1" ]; }
-lines() { [ "$(wc -l < "$1")" -eq "$2" ]; }
 
 # field TASK COLUMN: of the CSV, one line each
 field() { awk -F, -v task="$1" -v n="$2" '$6 == task { print $n }' "$tmp/figures.csv"; }

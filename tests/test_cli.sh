@@ -11,24 +11,10 @@ if [ ! -x "$bin/generate" ] || [ ! -x "$bin/eval" ] || [ ! -x "$bin/convert" ] |
 fi
 tmp=$(mktemp -d) || exit 2
 trap 'rm -rf "$tmp"' EXIT
-passed=0
-failed=0
+suite=test_cli
+. "$(dirname "$0")/check.sh"
 newline='
 '
-
-# check NAME CONDITION...: the condition is a command
-check() {
-    name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "test_cli: FAILED: $name"
-        echo "  status $status, stdout: $(head -c 300 "$tmp/out")"
-        echo "  stderr: $(head -c 300 "$tmp/err")"
-    fi
-}
 
 # Runs generate with the model; leaves status, $tmp/out and $tmp/err.
 generate() {
@@ -41,13 +27,7 @@ run_eval() {
     status=$?
 }
 
-out_has() { grep -q -e "$1" "$tmp/out"; }
-err_has() { grep -q -e "$1" "$tmp/err"; }
-is_status() { [ "$status" -eq "$1" ]; }
-same() { cmp -s "$1" "$2"; }
-differ() { ! cmp -s "$1" "$2"; }
 empty() { [ ! -s "$1" ]; }
-lines() { [ "$(wc -l < "$1")" -eq "$2" ]; }
 
 input=/dev/null
 prompt="The key to life is"

@@ -14,6 +14,7 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 #include "tiny.h"
+#include "host_threads.h"
 
 #include <fenv.h>
 #include <pthread.h>
@@ -340,37 +341,6 @@ static void backwards(void *user, int count, void (*task)(void *arg, int index),
 {
     (void)user;
     while (count-- > 0) task(arg, count);
-}
-
-typedef struct piece_of_work {
-    void (*task)(void *arg, int index);
-    void *arg;
-    int   index;
-} piece_of_work;
-
-static void *do_piece(void *arg)
-{
-    piece_of_work *work = (piece_of_work *)arg;
-
-    work->task(work->arg, work->index);
-    return NULL;
-}
-
-/* A thread for each task; `user` counts the calls. */
-static void with_threads(void *user, int count, void (*task)(void *arg, int index), void *arg)
-{
-    pthread_t     threads[16];
-    piece_of_work work[16];
-    int           started[16];
-
-    ++*(long *)user;
-    for (int k = 0; k < count && k < 16; ++k) {
-        work[k].task = task, work[k].arg = arg, work[k].index = k;
-        started[k] = pthread_create(&threads[k], NULL, do_piece, &work[k]) == 0;
-        if (!started[k]) task(arg, k);
-    }
-    for (int k = 0; k < count && k < 16; ++k)
-        if (started[k]) pthread_join(threads[k], NULL);
 }
 
 static void test_threads(const subject *s)

@@ -4,109 +4,12 @@
 
    cc -O2 -pthread -I. tests/test_io.c -o test_io -lm && ./test_io                                */
 #define _POSIX_C_SOURCE 200809L
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { OPEN, WRITE, FSYNC, CLOSE, RENAME, READ, MMAP, LSEEK, FSTAT, N_OPS, HALF = -1, ZERO = -2 };
-static const char *const op_names[N_OPS] = {"open", "write", "fsync", "close", "rename", "read",
-                                            "mmap", "lseek", "fstat"};
-static struct {
-    int calls[N_OPS];
-    int op, at, error; /* call number `at` of op fails with this error; at 0 = none */
-    int full;          /* new files are /dev/full */
-    int open;          /* files that are open now */
-} io;
-
-/* Does this call fail? Its error, else 0. */
-static int fails(int op)
-{
-    int error = ++io.calls[op] == io.at && op == io.op ? io.error : 0;
-    if (error > 0 || error == ZERO) errno = error > 0 ? error : 0;
-    return error;
-}
-
-static int io_open(const char *path, int flags, ...)
-{
-    int file, mode = 0;
-    va_list args;
-    va_start(args, flags);
-    if (flags & O_CREAT) mode = va_arg(args, int);
-    va_end(args);
-    if (fails(OPEN)) return -1;
-    file = io.full && mode ? open("/dev/full", O_WRONLY) : open(path, flags, (mode_t)mode);
-    io.open += file >= 0;
-    return file;
-}
-
-static ssize_t io_write(int file, const void *data, size_t size)
-{
-    int error = fails(WRITE);
-    if (error == ZERO) return 0;
-    if (error > 0) return -1;
-    return write(file, data, error == HALF ? (size + 1) / 2 : size);
-}
-
-static ssize_t io_read(int file, void *data, size_t size)
-{
-    int error = fails(READ);
-    if (error == ZERO) return 0;
-    if (error > 0) return -1;
-    return read(file, data, error == HALF ? (size + 1) / 2 : size);
-}
-
-static int io_fsync(int file) /* not a real one: the disk has better things to do */
-{
-    (void)file;
-    return fails(FSYNC) > 0 ? -1 : 0;
-}
-
-static int io_close(int file)
-{
-    int error = fails(CLOSE), result = close(file);
-    io.open--;
-    if (error <= 0) return result;
-    errno = error;
-    return -1;
-}
-
-static int io_rename(const char *from, const char *to)
-{
-    return fails(RENAME) > 0 ? -1 : rename(from, to);
-}
-
-static void *io_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
-{
-    return fails(MMAP) > 0 ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
-}
-
-static off_t io_lseek(int file, off_t offset, int from)
-{
-    return fails(LSEEK) > 0 ? (off_t)-1 : lseek(file, offset, from);
-}
-
-static int io_fstat(int file, struct stat *info)
-{
-    return fails(FSTAT) > 0 ? -1 : fstat(file, info);
-}
-
-#define open(...) io_open(__VA_ARGS__)
-#define write(file, data, size) io_write(file, data, size)
-#define read(file, data, size) io_read(file, data, size)
-#define fsync(file) io_fsync(file)
-#define close(file) io_close(file)
-#define rename(from, to) io_rename(from, to)
-#define mmap(at, size, protection, flags, file, offset)                                            \
-    io_mmap(at, size, protection, flags, file, offset)
-#define lseek(file, offset, from) io_lseek(file, offset, from)
-#define fstat(file, info) io_fstat(file, info)
+#include "faults.h"
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 #include "tiny.h"
@@ -173,15 +76,6 @@ static bool target_is(const tiny_file *f)
     return same;
 }
 
-static int files(void)
-{
-    DIR *folder = opendir(tiny_path(""));
-    int n = 0;
-    while (folder && readdir(folder)) n++;
-    if (folder) closedir(folder);
-    return n;
-}
-
 /* ---- the k-th call fails --------------------------------------------------------------------- */
 
 /* What must come of it. The second open, fsync and close of a save are those of the folder, after
@@ -197,7 +91,7 @@ static bool must_work(int op, int k, int error, bool saves)
 static void one_failure(monet_result (*work)(void), int op, int k, int error, bool saves,
                         const tiny_file *before)
 {
-    const int n = files(), n_open = io.open;
+    const int n = tiny_files(), n_open = io.open;
     bool works = must_work(op, k, error, saves);
     monet_result result;
     memset(io.calls, 0, sizeof io.calls);
@@ -217,13 +111,13 @@ static void one_failure(monet_result (*work)(void), int op, int k, int error, bo
         CHECK_HAS(said.message, saves ? target : source);
         if (error > 0 && op != FSTAT) CHECK_HAS(said.message, strerror(error));
         CHECK(!strstr(said.message, strerror(0)));
-        CHECK_EQ(files(), n);
+        CHECK_EQ(tiny_files(), n);
         CHECK_EQ(work(), MONET_OK); /* again, and it works */
         if (saves) CHECK(target_is(&new_file));
     }
     if (saves && before) put_file(target, before);
     else if (saves) (void)remove(target);
-    CHECK_EQ(files(), n);
+    CHECK_EQ(tiny_files(), n);
 }
 
 static void each_failure(const char *name, monet_result (*work)(void), bool saves,
@@ -253,7 +147,7 @@ static void each_failure(const char *name, monet_result (*work)(void), bool save
 
 static void fail_at(const char *what, const char *path, const char *words)
 {
-    const int n = files(), n_open = io.open;
+    const int n = tiny_files(), n_open = io.open;
     char saved[256];
     strcpy(saved, target);
     memmove(target, path, strlen(path) + 1);
@@ -261,7 +155,7 @@ static void fail_at(const char *what, const char *path, const char *words)
         memset(&said, 0, sizeof said);
         test_check((k ? write_file() : save()) == MONET_ERROR_IO, __FILE__, __LINE__, what);
         CHECK_HAS(said.message, words);
-        CHECK_EQ(files(), n);
+        CHECK_EQ(tiny_files(), n);
         CHECK_EQ(io.open, n_open);
     }
     strcpy(target, saved);

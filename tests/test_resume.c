@@ -6,124 +6,25 @@
    The calls of monet.h that open, write, sync, close, rename, read and start threads go through
    functions of this test, which fail at the k-th call, do half of the work, or end the process.  */
 #define _XOPEN_SOURCE 700
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { OPEN, WRITE, FSYNC, CLOSE, RENAME, READ, MMAP, LSEEK, FSTAT, N_OPS, HALF = -1, ZERO = -2,
-       DIE = -3 };
-static const char *const op_names[N_OPS] = {"open", "write", "fsync", "close", "rename", "read",
-                                            "mmap", "lseek", "fstat"};
-static struct {
-    int calls[N_OPS];
-    int op, at, error; /* call number `at` of op fails with this error; at 0 = none */
-    int open;          /* files that are open now */
-    int threads;       /* so many can be started; -1 = any number */
-} io = {{0}, 0, 0, 0, 0, -1};
+#include "faults.h"
 
-/* Does this call fail? Its error, else 0. */
-static int fails(int op)
-{
-    int error = ++io.calls[op] == io.at && op == io.op ? io.error : 0;
-    if (error == DIE && op != WRITE) _exit(9);
-    if (error > 0 || error == ZERO) errno = error > 0 ? error : 0;
-    return error;
-}
-
-static int io_open(const char *path, int flags, ...)
-{
-    int file, mode = 0;
-    va_list args;
-    va_start(args, flags);
-    if (flags & O_CREAT) mode = va_arg(args, int);
-    va_end(args);
-    if (fails(OPEN)) return -1;
-    file = open(path, flags, (mode_t)mode);
-    io.open += file >= 0;
-    return file;
-}
-
-static ssize_t io_write(int file, const void *data, size_t size)
-{
-    int error = fails(WRITE);
-    ssize_t n;
-    if (error == ZERO) return 0;
-    if (error > 0) return -1;
-    n = write(file, data, error < 0 ? (size + 1) / 2 : size);
-    if (error == DIE) _exit(9);
-    return n;
-}
-
-static ssize_t io_read(int file, void *data, size_t size)
-{
-    int error = fails(READ);
-    if (error == ZERO) return 0;
-    if (error > 0) return -1;
-    return read(file, data, error == HALF ? (size + 1) / 2 : size);
-}
-
-static int io_fsync(int file) /* not a real one: the disk has better things to do */
-{
-    (void)file;
-    return fails(FSYNC) > 0 ? -1 : 0;
-}
-
-static int io_close(int file)
-{
-    int error = fails(CLOSE), result = close(file);
-    io.open--;
-    if (error <= 0) return result;
-    errno = error;
-    return -1;
-}
-
-static int io_rename(const char *from, const char *to)
-{
-    return fails(RENAME) > 0 ? -1 : rename(from, to);
-}
-
-static void *io_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
-{
-    return fails(MMAP) > 0 ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
-}
-
-static off_t io_lseek(int file, off_t offset, int from)
-{
-    return fails(LSEEK) > 0 ? (off_t)-1 : lseek(file, offset, from);
-}
-
-static int io_fstat(int file, struct stat *info)
-{
-    return fails(FSTAT) > 0 ? -1 : fstat(file, info);
-}
+static int threads_left = -1; /* so many threads can be started; -1 = any number */
 
 static int io_thread(pthread_t *thread, const pthread_attr_t *attributes, void *(*fn)(void *),
                      void *arg)
 {
-    if (io.threads == 0) return EAGAIN;
-    if (io.threads > 0) io.threads--;
+    if (threads_left == 0) return EAGAIN;
+    if (threads_left > 0) threads_left--;
     return pthread_create(thread, attributes, fn, arg);
 }
 
-#define open(...) io_open(__VA_ARGS__)
-#define write(file, data, size) io_write(file, data, size)
-#define read(file, data, size) io_read(file, data, size)
-#define fsync(file) io_fsync(file)
-#define close(file) io_close(file)
-#define rename(from, to) io_rename(from, to)
-#define mmap(at, size, protection, flags, file, offset)                                            \
-    io_mmap(at, size, protection, flags, file, offset)
-#define lseek(file, offset, from) io_lseek(file, offset, from)
-#define fstat(file, info) io_fstat(file, info)
 #define sysconf(name) 64L /* the pool makes no more threads than there are processors */
 #define pthread_create io_thread
 #define MONET_THREADS
@@ -229,15 +130,6 @@ static bool target_is(const tiny_file *f)
     bool same = f ? same_file(&now, f) : now.data == NULL;
     tiny_drop(&now);
     return same;
-}
-
-static int files(void)
-{
-    DIR *folder = opendir(tiny_path(""));
-    int n = 0;
-    while (folder && readdir(folder)) n++;
-    if (folder) closedir(folder);
-    return n;
 }
 
 /* ---- going on -------------------------------------------------------------------------------- */
@@ -725,7 +617,7 @@ static monet_result do_save(void)
 static void each_failure_of_memory(const char *name, monet_result (*call)(void))
 {
     const long live = heap.live, calls = heap.calls;
-    const int before = files(), n_open = io.open;
+    const int before = tiny_files(), n_open = io.open;
     long n;
     CHECK_EQ(call(), MONET_OK);
     n = heap.calls - calls;
@@ -740,7 +632,7 @@ static void each_failure_of_memory(const char *name, monet_result (*call)(void))
             CHECK_EQ(said.code, MONET_ERROR_MEMORY);
             CHECK_HAS(said.message, "cannot ");
             CHECK_EQ(heap.live, live);
-            CHECK_EQ(files(), before);
+            CHECK_EQ(tiny_files(), before);
             CHECK_EQ(io.open, n_open);
             CHECK_EQ(call(), MONET_OK); /* again, and it works */
             CHECK_EQ(heap.live, live);
@@ -779,11 +671,11 @@ static void failures_of_threads(void)
     save(trainer, NULL, 0);
     for (int k = 0; k < 8; k++) {
         memset(&said, 0, sizeof said);
-        io.threads = k % 4 < 3 ? k % 4 : -1;
+        threads_left = k % 4 < 3 ? k % 4 : -1;
         CHECK_EQ(k < 4 ? monet_trainer_create(model, &c, &t, &said)
                        : monet_trainer_load(target, &c, &t, &said),
                  k % 4 < 3 ? MONET_ERROR_MEMORY : MONET_OK);
-        io.threads = -1;
+        threads_left = -1;
         CHECK((t != NULL) == (k % 4 == 3));
         if (k % 4 < 3) CHECK_HAS(said.message, "cannot start 4 threads");
         if (t) step(t, 0);
@@ -822,7 +714,7 @@ static bool must_work(int op, int k, int error, bool saves)
 static void one_failure(int op, int k, int error, const tiny_file *old_file,
                         const tiny_file *new_file)
 {
-    const int n = files(), n_open = io.open;
+    const int n = tiny_files(), n_open = io.open;
     const bool saves = new_file != NULL, works = must_work(op, k, error, saves);
     monet_result (*work)(void) = saves ? work_save : work_load;
     monet_result result;
@@ -842,13 +734,13 @@ static void one_failure(int op, int k, int error, const tiny_file *old_file,
         CHECK_EQ(said.code, MONET_ERROR_IO);
         CHECK_HAS(said.message, target);
         if (error > 0 && op != FSTAT) CHECK_HAS(said.message, strerror(error));
-        CHECK_EQ(files(), n);
+        CHECK_EQ(tiny_files(), n);
         CHECK_EQ(work(), MONET_OK); /* again, and it works */
         if (saves) CHECK(target_is(new_file));
     }
     if (saves && old_file) put_file(target, old_file);
     else if (saves) (void)remove(target);
-    CHECK_EQ(files(), n);
+    CHECK_EQ(tiny_files(), n);
 }
 
 /* new_file NULL: loads old_file; else saves over it (NULL = there is no old file). */

@@ -13,6 +13,7 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 #include "tiny.h"
+#include "host_threads.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -101,36 +102,6 @@ static bool subject_make(subject *s, const tiny_options *o)
 }
 
 /* ---- a host's own threads -------------------------------------------------------------------- */
-typedef struct piece_of_work {
-    void (*task)(void *arg, int index);
-    void *arg;
-    int   index;
-} piece_of_work;
-
-static void *do_piece(void *arg)
-{
-    piece_of_work *work = (piece_of_work *)arg;
-    work->task(work->arg, work->index);
-    return NULL;
-}
-
-/* The last piece first, each on a thread of its own; `user` counts the calls. */
-static void with_threads(void *user, int count, void (*task)(void *arg, int index), void *arg)
-{
-    pthread_t     threads[16];
-    piece_of_work work[16];
-    bool          started[16];
-    ++*(long *)user;
-    CHECK(count <= 16);
-    for (int k = count; k-- > 0;) {
-        work[k].task = task, work[k].arg = arg, work[k].index = k;
-        started[k] = pthread_create(&threads[k], NULL, do_piece, &work[k]) == 0;
-        if (!started[k]) task(arg, k);
-    }
-    for (int k = 0; k < count; ++k)
-        if (started[k]) pthread_join(threads[k], NULL);
-}
-
 static void test_counts_of_threads(const subject *s)
 {
     long calls = 0;

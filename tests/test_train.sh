@@ -11,26 +11,12 @@ if [ ! -x "$1/train" ] || [ ! -x "$1/generate" ]; then
 fi
 bin=$(cd "$1" && pwd)
 tmp=$(mktemp -d) || exit 2
+suite=train
+. "$(dirname "$0")/check.sh"
 pid=
 trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 trap '[ -n "$pid" ] && kill -9 "$pid" 2> /dev/null; exit 130' INT TERM HUP
 cd "$tmp" || exit 2
-passed=0
-failed=0
-
-# check NAME CONDITION...: the condition is a command
-check() {
-    name=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "test_train: FAILED: $name"
-        echo "  status $status, stdout: $(tail -n 5 out | head -c 500)"
-        echo "  stderr: $(head -c 300 err)"
-    fi
-}
 
 # Runs train; leaves status, out and err.
 train() {
@@ -56,12 +42,6 @@ end_of() {
     status=$?
 }
 
-out_has() { grep -q -e "$1" out; }
-err_has() { grep -q -e "$1" err; }
-is_status() { [ "$status" -eq "$1" ]; }
-same() { cmp -s "$1" "$2"; }
-differ() { ! cmp -s "$1" "$2"; }
-lines() { [ "$(wc -l < "$1")" -eq "$2" ]; }
 none() { [ ! -e "$1" ]; }
 no_temps() { [ -z "$(ls "$1" | grep '\.tmp\.')" ]; }
 

@@ -14,6 +14,7 @@
 #define TINY_H
 
 #include "test.h"
+#include <dirent.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -181,6 +182,16 @@ TEST_FN const char *tiny_path(const char *name)
     }
     snprintf(out, sizeof path[0], "%s/%s", folder, name);
     return out;
+}
+
+/* Files in the folder of this test. */
+TEST_FN int tiny_files(void)
+{
+    DIR *folder = opendir(tiny_path(""));
+    int n = 0;
+    while (folder && readdir(folder)) n++;
+    if (folder) closedir(folder);
+    return n;
 }
 
 TEST_FN void tiny_clean(void)
