@@ -52,7 +52,8 @@
    CONTENTS               search for >>word to jump
 
      API                  >>base >>tensors >>model >>writer >>tokenizer_api >>session_api
-                          >>routing_api >>taps_api >>sampling_api >>generation_api >>training_api
+                          >>routing_api >>edits_api >>taps_api >>attribution_api >>snapshot_api
+                          >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
                           >>routing >>sampling >>generation >>training >>undef
@@ -479,6 +480,8 @@ typedef struct monet_session_config {
     int32_t           max_batch;       /* tokens computed together; 0 = 512, at most S */
     monet_dtype       kv_dtype;        /* of the KV cache: f32, f16 or bf16 */
     bool              capture_routing; /* keep the routing of the tokens of the last eval */
+    bool              capture_activations; /* and what adds up to their residual stream: 4*L+1
+                                          times (max_batch,C) numbers; needs capture_routing */
     bool              all_logits;      /* keep the logits of every token of the last eval */
     const monet_host *host;            /* NULL = that of the model; copied */
     void             *memory;          /* put the session here (aligned to 64 bytes) ... */
@@ -520,30 +523,96 @@ MONET_API const monet_real *monet_session_logits_at(const monet_session *session
 MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token);
 
 /* ---- routing ------------------------------------------------------------------- >>routing_api */
-typedef struct monet_routing {    /* a view, valid until the next eval */
+typedef struct monet_edit monet_edit; /* see >>edits_api */
+
+typedef struct monet_routing {    /* a view, valid until the next eval or change of the edit */
     int32_t           n_heads, n_experts; /* H, N */
     int32_t           group;      /* router number: layer / G */
     int32_t           n_i, n_j;   /* active half-experts on each axis */
     const uint16_t   *i, *j;      /* (n_i) (n_j) their numbers, ascending */
     const monet_real *g1, *g2;    /* (H,N) gates; exactly 0 except at active half-experts */
+    const monet_edit *edit;       /* what changed the weights; NULL = nothing */
+    int32_t           layer;      /* the weights are those of this layer */
 } monet_routing;
 
 typedef struct monet_expert {
     int32_t i, j;                 /* id = i*N + j */
-    float   score;                /* P[i,j] = sum over heads of g1[h,i] * g2[h,j]; 0..H */
+    float   score;                /* what the router said: sum over h of g1[h,i] * g2[h,j]; 0..H */
+    float   weight;               /* P[i,j] that the layer used: the score, unless it was edited */
 } monet_expert;
 
-/* Routing of token `index` of the last eval in `layer`; needs capture_routing. */
+/* Routing of token `index` of the last eval in `layer`; needs capture_routing. MONET_ERROR_STATE:
+   nothing was kept, or the edit was changed since.                                               */
 MONET_API monet_result monet_session_routing(const monet_session *session, int32_t index,
                                              int32_t layer, monet_routing *out);
-/* The strongest `capacity` experts with score > threshold, strongest first (equal ones: lower id
-   first). Returns how many such experts there are in all; `out` may be NULL if capacity is 0.    */
+/* The strongest `capacity` experts with strength > threshold, strongest first (equal ones: lower id
+   first); strength is the larger of score and |weight|, so that removed and forced experts are
+   seen. Returns how many such experts there are in all; `out` may be NULL if capacity is 0.      */
 MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
                                        monet_expert *out, size_t capacity);
 
+/* ---- edits ----------------------------------------------------------------------- >>edits_api
+   Experts removed, scaled or forced on, exactly. An edit changes the pair matrix and nothing else:
+
+       P[i,j] = factor[i,j] * sum over h of g1[h,i] * g2[h,j]  +  amount[i,j]
+
+   Factor 0 removes an expert (the paper's unlearning; nothing is renormalised), any other factor
+   steers it, an amount forces it on for every token. Unless they are set, they are 1 and 0.
+   Removing or scaling any number of experts costs nothing; a forced expert costs its two
+   half-experts. Memory: 4*N*N bytes for layers that are edited alike.
+   `where` is a layer, MONET_ROUTER(g) for all layers of router g, or MONET_ALL; i and j may be
+   MONET_ALL, so (i,MONET_ALL) is a whole row: all experts of half-expert i.                      */
+enum { MONET_ALL = -1 };
+#define MONET_ROUTER(g) (-2 - (g))
+
+/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters. */
+MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
+                                         monet_edit **out, monet_error *err);
+/* NULL is allowed. No session may hold it: monet_session_set_edit(session, NULL) first, or free the
+   session, which leaves the edit alone.                                                          */
+MONET_API void monet_edit_free(monet_edit *edit);
+MONET_API const char *monet_edit_name(const monet_edit *edit);
+/* The last call for an expert counts, each of the two on its own. MONET_ERROR_ARGUMENT: there is no
+   such place, or the number is not finite.                                                       */
+MONET_API monet_result monet_edit_scale(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float factor, monet_error *err);
+MONET_API monet_result monet_edit_force(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float amount, monet_error *err);
+/* As if `edit` was applied and then `next`: factors multiply, amounts are scaled and added. */
+MONET_API monet_result monet_edit_combine(monet_edit *edit, const monet_edit *next,
+                                          monet_error *err);
+/* Factor and amount of one expert in one layer; either may be NULL. */
+MONET_API monet_result monet_edit_get(const monet_edit *edit, int32_t layer, int32_t i, int32_t j,
+                                      float *factor, float *amount);
+/* How many experts of a layer it changes; 0 if there is no such layer. */
+MONET_API int64_t monet_edit_count(const monet_edit *edit, int32_t layer);
+/* Text, a line each; what follows # is a comment. People number routers from 1, as G1:
+
+       monet-edit 1
+       name no-economics
+       shape N=64 L=8 G=4                  the model must have it
+       remove G2 E17 E3000 i=5             experts i*N+j, a row, a column: j=9
+       scale 2.5 L3 E40                    in one layer, numbered from 0
+       force 0.75 all E231                 in all layers
+
+   Lines are applied in order. Errors name the line.                                              */
+MONET_API monet_result monet_edit_parse(const monet_model *model, const char *text, size_t size,
+                                        monet_edit **out, monet_error *err);
+/* The same edit as text, not terminated; *size is right even if capacity is too small. */
+MONET_API monet_result monet_edit_text(const monet_edit *edit, char *text, size_t capacity,
+                                       size_t *size);
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_edit_load(const monet_model *model, const char *path, monet_edit **out,
+                                       monet_error *err);
+MONET_API monet_result monet_edit_save(const monet_edit *edit, const char *path, monet_error *err);
+#endif
+/* From the next eval on; NULL = none. Borrows the edit, which any number of sessions may share;
+   change it only between evals. MONET_ERROR_ARGUMENT: it is for models of another shape. */
+MONET_API monet_result monet_session_set_edit(monet_session *session, const monet_edit *edit);
+
 /* ---- taps ------------------------------------------------------------------------- >>taps_api */
 typedef enum monet_site {
-    MONET_SITE_EMBEDDING = 0,     /* layer is -1 */
+    MONET_SITE_EMBEDDING = 0,     /* layer is -1: the residual stream before layer 0 */
     MONET_SITE_ATTENTION_OUT = 1, /* what attention adds to the residual stream */
     MONET_SITE_MOE_IN = 2,        /* after post_attention_layernorm: input of router and experts */
     MONET_SITE_MOE_OUT = 3,       /* what the experts add to the residual stream */
@@ -554,8 +623,75 @@ typedef enum monet_site {
    returns MONET_ERROR_CANCELLED. Called on the thread that called eval, many times an eval.      */
 typedef bool (*monet_tap_fn)(void *user, monet_site site, int32_t layer, int32_t first,
                              int32_t count, monet_real *data);
-/* From the next eval on; NULL = none. */
-MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_fn fn, void *user);
+typedef struct monet_tap {
+    monet_tap_fn fn;
+    void        *user;
+    uint32_t     sites;           /* bits 1 << site; 0 = all */
+    int32_t      n_layers;        /* only of layers first_layer..first_layer+n_layers-1; 0 = all. */
+    int32_t      first_layer;     /* -1 is the embedding, L the final norm */
+} monet_tap;
+/* From the next eval on, also during generation; NULL = none. Copied. MONET_ERROR_ARGUMENT: there
+   is no such site or layer.                                                                      */
+MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap);
+/* Evals end after this layer; the others are not run, and there are no logits. MONET_ALL = run all.
+   An eval that would go on deeper than the tokens before it is MONET_ERROR_STATE: rewind to 0.   */
+MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer);
+
+/* ---- attribution ------------------------------------------------------------- >>attribution_api
+   Where a number of the residual stream or a logit comes from: exact, since experts add up.      */
+/* (C) of token `index` of the last eval; needs capture_activations. Sites of >>taps_api, after what
+   a tap wrote. NULL if there is none.                                                            */
+MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
+                                                     int32_t layer, int32_t index);
+/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. */
+MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
+                                          int32_t j, const monet_real *n, monet_real *out);
+/* out (C) = P[i,j] * E_ij(n): what it added to the residual stream of token `index` of the last
+   eval, edits applied. Needs capture_activations.                                                */
+MONET_API monet_result monet_session_contribution(const monet_session *session, int32_t index,
+                                                  int32_t layer, int32_t i, int32_t j,
+                                                  monet_real *out);
+typedef struct monet_part {       /* a part of a logit */
+    monet_site site;              /* of EMBEDDING, ATTENTION_OUT or, for an expert, MOE_OUT */
+    int32_t    layer;             /* -1: embedding */
+    int32_t    i, j;              /* the expert */
+    float      weight;            /* its P[i,j], edits applied */
+    double     logit;             /* lm_head . (norm weight * part / rms of the stream) */
+    double     bias;              /* share of `logit` that comes from the expert's biases */
+} monet_part;
+/* The parts of logit `token` after token `index` of the last eval: embedding, then for each layer
+   attention and all experts whose weight is not 0. They sum up to the logit, unless a tap wrote to
+   the stream itself. *count is right even if capacity is too small. Needs capture_activations.   */
+MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
+                                                 int32_t token, monet_part *out, size_t capacity,
+                                                 size_t *count);
+/* Logit lens: logits (V) of a residual stream x (C), or of any direction in it. The session's own
+   logits stay.                                                                                   */
+MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
+                                          monet_real *logits);
+/* *nats = sum of -log p of tokens[1..count-1]. Starts from an empty session; needs all_logits. */
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats);
+/* The same without and with an edit; the session's own edit is put back afterwards. */
+MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
+                                            const int32_t *tokens, size_t count, double *plain,
+                                            double *edited);
+
+/* ---- snapshots ----------------------------------------------------------------- >>snapshot_api
+   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
+/* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
+MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
+                                              size_t capacity, size_t *size);
+/* Into any session of the same weights, kv_dtype and a context that is long enough. All of it is
+   checked before anything changes. MONET_ERROR_FORMAT: damaged. MONET_ERROR_ARGUMENT: of another
+   model or kv_dtype. MONET_ERROR_CONTEXT_FULL: too long.                                         */
+MONET_API monet_result monet_session_restore(monet_session *session, const void *data, size_t size);
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_session_save(const monet_session *session, const char *path,
+                                          monet_error *err);
+MONET_API monet_result monet_session_load(monet_session *session, const char *path,
+                                          monet_error *err);
+#endif
 
 /* ---- sampling ----------------------------------------------------------------- >>sampling_api */
 typedef struct monet_sampler {    /* plain data, copy it freely; {0} = greedy */
