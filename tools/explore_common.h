@@ -6,14 +6,13 @@
        static int explore_find(explore *e, int argc, char **argv)
        {
            static const explore_command about = {"find", "MODEL STATS", "what it does", "example"};
-           const char *files[2];
-           size_t n_files;
-           int status;
            const run_option options[] = {{"word", RUN_TEXT, ...}, EXPLORE_OPTIONS(e)};
 
            if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0],
                                   argc, argv, files, 2, 2, &n_files, &status)) return status;
-           return explore_end(e, run_find(e, files, &err), &err);
+           ok = explore_open(e, files[0], &err) && find(e, ..., &err);
+           explore_close(e);
+           return explore_end(e, about.name, ok, &err);
        }
 
    Groups count from 0 in C and from 1 in all that people read.                                 */
@@ -39,6 +38,7 @@ typedef struct explore {
     int64_t                threads;
     monet_mode             mode;
     monet_kernels          kernels;
+    int32_t                batch;     /* most tokens of an eval, of explore_session; 0 = any */
     const char            *out;       /* --out: a file instead of the standard output */
     bool                   quiet, help;
     bool                   pipe_closed; /* nobody reads the output any more: no error */
@@ -93,7 +93,7 @@ static TOOL_UNUSED void explore__print_help(const explore_command *about,
 {
     printf("usage: explore %s %s [options]\n\n%s\n\n", about->name, about->files, about->what);
     run_print_options(options, n);
-    printf("\n%s:\n%s\n", "example", about->example);
+    printf("\nexample:\n%s\n", about->example);
 }
 
 /* False: the subcommand ends with *status, which is 0 after --help and 2 if something is wrong. */
@@ -130,6 +130,17 @@ static TOOL_UNUSED int explore_end(const explore *e, const char *name, bool ok,
     return explore_interrupted ? EXPLORE_INTERRUPTED : ok ? EXPLORE_DONE : EXPLORE_FAILED;
 }
 
+/* A number of an option that is a text, as --temperature 0.7. */
+static TOOL_UNUSED bool explore_parse_real(const char *option, const char *text, double low,
+                                           double high, double *out, tool_error *err)
+{
+    char *end; /* the locale is always "C" here: setlocale is never called */
+
+    *out = strtod(text, &end);
+    if (end != text && *end == '\0' && *out >= low && *out <= high) return true;
+    return tool_fail(err, "--%s: '%.60s' is not a number from %g to %g", option, text, low, high);
+}
+
 /* ---- explore: model and sessions ------------------------------------------------------------- */
 
 /* The model of this path, which has to hold a tokenizer. explore_close frees it. */
@@ -152,7 +163,7 @@ static TOOL_UNUSED void explore_close(explore *e)
 
 enum { EXPLORE_ROUTING = 1, EXPLORE_ACTIVATIONS = 2, EXPLORE_LOGITS = 4 }; /* of each token */
 
-/* A session for `context` tokens, all of which may be evaluated at once. `keep`: see above. */
+/* A session for `context` tokens; e->batch of them, or all, may be evaluated at once. */
 static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsigned keep,
                                         monet_session **out, tool_error *err)
 {
@@ -165,7 +176,7 @@ static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsig
     host.n_threads = (int)e->threads;
     config.host = &host;
     config.context = context;
-    config.max_batch = context;
+    config.max_batch = e->batch > 0 && e->batch < context ? e->batch : context;
     config.mode = e->mode;
     config.kernels = e->kernels;
     config.capture_activations = (keep & EXPLORE_ACTIVATIONS) != 0;
