@@ -97,9 +97,13 @@ static TOOL_UNUSED void tokens__pad(tool_buffer *out, size_t from, int columns)
 static TOOL_UNUSED void tokens__put_expert(tokens_run *r, const monet_expert *x)
 {
     tool_buffer *out = &r->out.text;
+    const int32_t N = r->e->arch->moe_experts;
+    char name[48];
+    int most = snprintf(name, sizeof name, "%lld", (long long)explore_id(r->e, N - 1, N - 1));
 
-    tool_putf(out, "  E%lld (%d,%d) ", (long long)explore_id(r->e, x->i, x->j), (int)x->i,
-              (int)x->j);
+    snprintf(name, sizeof name, "E%lld (%d,%d)", (long long)explore_id(r->e, x->i, x->j),
+             (int)x->i, (int)x->j);
+    tool_putf(out, "  %-*s ", 2 * most + 5, name); /* i and j have about as many digits as id */
     if (r->color) tokens__heat(out, (double)x->score);
     tool_putf(out, "%.2f", (double)x->score);
     if (r->color) tool_putf(out, "\033[0m");
@@ -336,30 +340,40 @@ static TOOL_UNUSED bool tokens__attribute(tokens_run *r, size_t at, int32_t inde
 
 /* ---- tokens: one expert in a text ------------------------------------------------------------ */
 
-static TOOL_UNUSED void tokens__put_marked(tokens_run *r, size_t at, double most)
+static TOOL_UNUSED void tokens__put_marked(tokens_run *r, int32_t token, double score, double most)
 {
     tool_buffer *out = &r->out.text;
     size_t size = 0;
-    const char *bytes = monet_tokenizer_bytes(r->e->tokenizer, r->tokens[at], &size);
-    double score = (double)r->scores[at];
-    bool newline = size == 1 && *bytes == '\n', on = score > r->threshold;
+    const char *bytes = monet_tokenizer_bytes(r->e->tokenizer, token, &size);
 
-    if (bytes == NULL || (size == 0 && !on)) return;
-    if (on && r->color) tokens__heat(out, score / most);
-    if (on && !r->color) tool_put(out, "[", 1);
-    if (size == 0) explore_put_token(r->e, out, r->tokens[at]);
-    else if (!newline || on) explore_put_safe(out, bytes, size, 0);
-    if (on && r->color) tool_putf(out, "\033[0m");
-    if (on && !r->color) tool_putf(out, "|%.2f]", score);
-    if (newline) tool_put(out, "\n", 1);
+    if (r->color) tokens__heat(out, score / most);
+    else tool_put(out, "[", 1);
+    if (size == 0) explore_put_token(r->e, out, token);
+    else explore_put_safe(out, bytes, size, 0);
+    if (r->color) tool_putf(out, "\033[0m");
+    else tool_putf(out, "|%.2f]", score);
+    if (size == 1 && *bytes == '\n') tool_put(out, "\n", 1);
+}
+
+/* Text between marked tokens: line by line, as it is. Empties it. */
+static TOOL_UNUSED void tokens__put_plain(tokens_run *r, tool_buffer *plain)
+{
+    size_t at, end;
+
+    for (at = 0; at < plain->size; at = end + 1) {
+        for (end = at; end < plain->size && plain->data[end] != '\n'; end++) {}
+        explore_put_safe(&r->out.text, plain->data + at, end - at, 0);
+        if (end < plain->size) tool_put(&r->out.text, "\n", 1);
+    }
+    plain->size = 0;
 }
 
 /* The text with the tokens marked that activate the expert, and what that is in numbers. */
 static TOOL_UNUSED void tokens__show_marked(tokens_run *r)
 {
     char name[EXPLORE_NAME];
-    tool_buffer *out = &r->out.text;
-    size_t k, active = 0, strongest = 0;
+    tool_buffer *out = &r->out.text, plain = {NULL, 0, 0, false};
+    size_t k, size, active = 0, strongest = 0;
     double sum = 0;
 
     for (k = 0; k < r->n_tokens; k++) {
@@ -367,8 +381,18 @@ static TOOL_UNUSED void tokens__show_marked(tokens_run *r)
         sum += (double)r->scores[k];
         if (r->scores[k] > r->scores[strongest]) strongest = k;
     }
-    for (k = 0; k < r->n_tokens; k++)
-        tokens__put_marked(r, k, (double)r->scores[strongest]);
+    for (k = 0; k < r->n_tokens; k++) {
+        const char *bytes = monet_tokenizer_bytes(r->e->tokenizer, r->tokens[k], &size);
+        if ((double)r->scores[k] <= r->threshold) {
+            if (bytes != NULL) tool_put(&plain, bytes, size);
+            continue;
+        }
+        tokens__put_plain(r, &plain);
+        tokens__put_marked(r, r->tokens[k], (double)r->scores[k], (double)r->scores[strongest]);
+    }
+    tokens__put_plain(r, &plain);
+    out->failed = out->failed || plain.failed;
+    tool_buffer_free(&plain);
     tool_putf(out, "\n\n%s: active on %zu of %zu tokens, mean score %.4f", explore_name(r->e, name,
               r->group, r->i, r->j), active, r->n_tokens, sum / (double)r->n_tokens);
     if (active > 0) {
@@ -520,13 +544,13 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         "the text is shown with the tokens marked that activate this one.",
         "  explore tokens examples/monet-4m.monet \"The price of bread rose\" --top 2\n"
         "  explore tokens examples/monet-4m.monet --file README.md --expert G1:E231"};
-    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0", "auto", 3, 0, false, false, false};
+    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", "auto", 3, 0, false, false, false};
     const run_option options[] = {
         {"file", RUN_TEXT, (void *)&set.file, 0, 0, "FILE", "read the text there"},
         {"top", RUN_WHOLE, &set.top, 1, TOKENS_MAX_TOP, "N", "strongest experts (default: 3)"},
         {"group", RUN_TEXT, (void *)&set.group, 0, 0, "G1", "this group only (default: all)"},
         {"threshold", RUN_TEXT, (void *)&set.threshold, 0, 0, "S",
-         "only experts with a larger score (default: 0)"},
+         "only experts with a larger score (default: 0.01)"},
         {"expert", RUN_TEXT, (void *)&set.expert, 0, 0, "G1:E231", "mark its tokens in the text"},
         {"attribute", RUN_FLAG, &set.attribute, 0, 0, NULL,
          "also what makes the logit of the next token"},
