@@ -12,6 +12,7 @@
 
 #include "explore_common.h"
 #include "explore_tokens.h"
+#include "explore_unlearn.h"
 
 typedef struct subcommand {
     const char *name;
@@ -21,6 +22,8 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {"tokens", explore_tokens, "which experts each token of a text uses"},
+    {"domains", explore_domains, "which experts belong to which label of the texts"},
+    {"unlearn", explore_unlearn, "what removing the experts of a label does to the texts of all"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
