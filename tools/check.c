@@ -404,11 +404,13 @@ static bool session_failed(const check *c, const char *what, tool_error *err)
 /* One sequence after the other, each in an empty session. */
 static bool compute_sequences(check *c, tool_error *err)
 {
+    monet_tap tap = {keep_hidden, c, 1u << MONET_SITE_EMBEDDING | 1u << MONET_SITE_RESIDUAL |
+                     1u << MONET_SITE_FINAL_NORM, 0, 0};
     double nats = 0;
     int64_t t, k, n;
 
     if (c->arrays[HIDDEN].found != NULL && c->B > 0)
-        monet_session_set_tap(c->session, keep_hidden, c);
+        monet_session_set_tap(c->session, &tap);
     for (c->row = 0; c->row < c->B; c->row++) {
         if (monet_session_rewind(c->session, 0) != MONET_OK)
             return session_failed(c, "rewind", err);
@@ -422,7 +424,7 @@ static bool compute_sequences(check *c, tool_error *err)
                     return tool_fail(err, "the session does not give its logits and routing");
         }
     }
-    monet_session_set_tap(c->session, NULL, NULL);
+    monet_session_set_tap(c->session, NULL);
     if (c->arrays[LOSS].found != NULL)
         c->arrays[LOSS].found[0] = (float)(nats / (double)(c->B * (c->T - 1)));
     return true;
