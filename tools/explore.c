@@ -10,7 +10,13 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 
+#include "tokenizer_files.h"
+
 #include "explore_common.h"
+#include "explore_expert.h"
+#include "explore_explain.h"
+#include "explore_find.h"
+#include "explore_stats.h"
 #include "explore_tokens.h"
 
 typedef struct subcommand {
@@ -21,6 +27,10 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {"tokens", explore_tokens, "which experts each token of a text uses"},
+    {"stats", explore_stats, "texts -> a file with what every expert does on them"},
+    {"expert", explore_expert, "one expert: how often, where, its tokens, what it promotes"},
+    {"find", explore_find, "experts for a word, a label or a text"},
+    {"explain", explore_explain, "the model says what an expert stands for"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
