@@ -213,7 +213,7 @@ static TOOL_UNUSED void expert__put_numbers(expert_run *r)
     tool_putf(out, "halves    i=%d active %.2f %%, mean %.4f; j=%d active %.2f %%, mean %.4f\n",
               (int)r->i, expert__percent(r, i->count), stats_half_mean(s, r->group, 0, r->i),
               (int)r->j, expert__percent(r, j->count), stats_half_mean(s, r->group, 1, r->j));
-    tool_putf(out, "lift      %.2f (mean score / what the halves alone would give; 1 = by chance)\n",
+    tool_putf(out, "lift      %.2f (mean score / that of halves that meet by chance)\n",
               stats_lift(s, r->group, r->i, r->j));
     if (r_score == r_score) tool_putf(out, "score     r = %+.4f with the score of the texts\n",
                                       r_score);

@@ -1,6 +1,6 @@
 /* explore_explain.h: explore explain: the model says what an expert stands for (section 4.3 of the
-   paper). In the place of a word in a question stands a vector: the mean of the input embeddings of
-   the expert's strongest tokens, weighted by their scores, as long as an embedding is on average. */
+   paper). In the place of a word in a question stands a vector: the mean of the input embeddings
+   of the expert's strongest tokens, weighted by scores, as long as an embedding is on average.  */
 #ifndef TOOL_EXPLORE_EXPLAIN_H
 #define TOOL_EXPLORE_EXPLAIN_H
 
@@ -329,11 +329,11 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
 {
     static const explore_command about = {
         "explain", "MODEL STATS G1:E1304",
-        "Asks the model what an expert stands for: in the place of X in a question stands the mean\n"
-        "of the input embeddings of the expert's strongest tokens. Shows these tokens, the tokens\n"
-        "nearest to the mean, and what the model says. Only a model that can answer such questions\n"
-        "(the released ones of 1.4B and 4.1B, best a chat model with --chat) gives a meaning: one\n"
-        "of a few million parameters goes on with any text, and the nearest tokens tell more.",
+        "Asks the model what an expert stands for: in the place of X in a question stands the\n"
+        "mean of the input embeddings of the expert's strongest tokens. Shows these tokens, the\n"
+        "tokens nearest to the mean, and what the model says. Only a model that can answer such\n"
+        "questions (large, best a chat model with --chat) gives a meaning: one of a few million\n"
+        "parameters goes on with any text, and the nearest tokens tell more.",
         "  explore explain model.monet all.stats G1:E1304\n"
         "  explore explain model.monet --word \" price\"     what it says of a plain word"};
     explain_settings set = {NULL, NULL, NULL, "0", 20, 8, 60, 0, false, false};

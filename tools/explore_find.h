@@ -1,9 +1,9 @@
 /* explore_find.h: explore find: experts for a word, for a label, for the scores of texts or for a
    text.
 
-   A word counts at a token of an expert's list where the context there spells it, from the start of
-   a token, or behind its leading space, to the end of one: so a word of several tokens is found, and
-   "price" is not found in "prices".                                                            */
+   A word counts at a token of an expert's list where the context there spells it, from the start
+   of a token, or behind its leading space, to the end of one: so a word of several tokens is
+   found, and "price" is not found in "prices".                                                 */
 #ifndef TOOL_EXPLORE_FIND_H
 #define TOOL_EXPLORE_FIND_H
 
@@ -386,9 +386,9 @@ static TOOL_UNUSED int explore_find(explore *e, int argc, char **argv)
     static const explore_command about = {
         "find", "MODEL STATS",
         "Finds experts: --word: the word is among their strongest tokens (ranked by the sum of\n"
-        "scores there); --label: active on the texts of a label, by the paper's ratio (mean there /\n"
-        "largest mean elsewhere) and by correlation; --score: correlated with the scores of the\n"
-        "texts; --like: more active on a text than in general.",
+        "scores there); --label: active on the texts of a label, by the paper's ratio (mean\n"
+        "there / largest mean elsewhere) and by correlation; --score: correlated with the scores\n"
+        "of the texts; --like: more active on a text than in general.",
         "  explore find examples/monet-4m.monet all.stats --word \" price\"\n"
         "  explore find examples/monet-4m.monet all.stats --label economics --top 10"};
     find_settings set = {NULL, NULL, NULL, NULL, 20, 10, false, false, false};

@@ -10,7 +10,7 @@
 #include <math.h>
 
 #define TOKENS_BATCH 64 /* tokens of an eval: of each the routing is kept */
-#define TOKENS_MAX_TOP 4096
+#define TOKENS_MAX_TOP (1 << 20)
 
 typedef struct tokens_settings {
     const char *text, *file, *edit, *expert, *group, *threshold;
