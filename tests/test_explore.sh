@@ -204,7 +204,7 @@ check "stats --summary" out_has "^  animals  *[0-9]* tokens"
 check "stats: folders are searched" out_has "^  money  *[0-9]* tokens"
 check "stats: labels of documents" out_has "^  rude  *[0-9]* tokens"
 check "stats: documents without a label" out_has "^  some  *[0-9]* tokens"
-check "stats: what it says of groups" out_has "^  G2 (layers 4-7): [0-9.]* experts active on a token"
+check "stats: groups" out_has "^  G2 (layers 4-7): [0-9.]* experts active on a token"
 total=$(sed -n 's/^\([0-9]*\) tokens in .*/\1/p' "$tmp/out")
 sum=$(awk '/^  [a-z]+ +[0-9]+ tokens/ { n += $2 } END { print n + 0 }' "$tmp/out")
 check "stats: tokens of the labels sum up" [ "$total" = "$sum" ]
@@ -299,10 +299,10 @@ check "find --word: none is no error" is_status 0
 explore find "$model" "$tmp/all.stats" --label money --top 4 --jsonl --floor 5
 check "find --label: by ratio and by correlation" lines "$tmp/out" 8
 check "find --label: by ratio" count '^{"by":"ratio"' 4
-check "find --label: by correlation" count '^{"by":"pearson".*"r":0' 4
+check "find --label: by correlation" count '^{"by":"r",.*"r":0' 4
 explore find "$model" "$tmp/all.stats" --label money --csv --top 2
-check "find --label --csv" out_has '^by,group,id,i,j,r,'
-check "find --label --csv: rows" lines "$tmp/out" 3
+check "find --label --csv" out_has '^by,group,id,i,j,ratio,r,'
+check "find --label --csv: rows" lines "$tmp/out" 5
 explore find "$model" "$tmp/all.stats" --label nobody
 check "find: an unknown label" err_has "no label 'nobody'"
 check "find: an unknown label is status 1" is_status 1

@@ -27,10 +27,10 @@ typedef struct find_column { /* a figure of an expert that was found */
     int         digits;      /* behind the point, in the table */
 } find_column;
 
-typedef struct find_ranking { /* one question: its columns, the first of which ranks */
+typedef struct find_ranking { /* one question */
     const char        *by;
     const find_column *columns;
-    size_t             n_columns;
+    size_t             n_columns, rank_by; /* which column ranks */
 } find_ranking;
 
 #define FIND_COLUMNS 4
@@ -94,34 +94,28 @@ static TOOL_UNUSED bool find__word(find_run *r, int32_t group, int32_t i, int32_
 /* ---- find: labels and scores ----------------------------------------------------------------- */
 
 /* The paper's rule: the mean on the label, over the largest mean on another one. */
-static TOOL_UNUSED bool find__ratio(find_run *r, int32_t group, int32_t i, int32_t j)
+static TOOL_UNUSED double find__label_ratio(const find_run *r, int32_t group, int32_t i, int32_t j)
 {
     double mean = stats_label_mean(r->s, group, i, j, r->label), second = 0, other;
     size_t k;
 
-    if (stats_label_count(r->s, group, i, j, r->label) < (uint64_t)r->set->floor) return false;
     for (k = 0; k < r->s->n_labels; k++) {
         other = k == r->label ? 0 : stats_label_mean(r->s, group, i, j, k);
         if (other > second) second = other;
     }
-    r->value[0] = second > 0 ? mean / second : INFINITY;
-    r->value[1] = mean;
-    r->value[2] = stats_label_pearson(r->s, group, i, j, r->label);
-    r->value[3] = 100 * (double)stats_label_count(r->s, group, i, j, r->label) /
-                  (double)r->s->labels[r->label].n_tokens;
-    return r->value[0] > 1;
+    return second > 0 ? mean / second : mean > 0 ? INFINITY : 0;
 }
 
-static TOOL_UNUSED bool find__pearson(find_run *r, int32_t group, int32_t i, int32_t j)
+static TOOL_UNUSED bool find__label_values(find_run *r, int32_t group, int32_t i, int32_t j)
 {
-    double ratio;
+    uint64_t count = stats_label_count(r->s, group, i, j, r->label);
 
-    if (!find__ratio(r, group, i, j) && !(r->value[0] > 0)) return false;
-    if (stats_label_count(r->s, group, i, j, r->label) < (uint64_t)r->set->floor) return false;
-    ratio = r->value[0];
-    r->value[0] = r->value[2];
-    r->value[2] = ratio;
-    return true;
+    if (count == 0 || count < (uint64_t)r->set->floor) return false;
+    r->value[0] = find__label_ratio(r, group, i, j);
+    r->value[1] = stats_label_pearson(r->s, group, i, j, r->label);
+    r->value[2] = stats_label_mean(r->s, group, i, j, r->label);
+    r->value[3] = 100 * (double)count / (double)r->s->labels[r->label].n_tokens;
+    return r->value[0] > 1 || r->value[1] > 0;
 }
 
 static TOOL_UNUSED bool find__score(find_run *r, int32_t group, int32_t i, int32_t j)
@@ -309,9 +303,9 @@ static TOOL_UNUSED bool find__rank(find_run *r, const find_ranking *q, find_meas
         group = (int32_t)(at / (N * N));
         if (r->only_group >= 0 && group != r->only_group) continue;
         if (measure(r, group, (int32_t)(at / N % N), (int32_t)(at % N)))
-            explore_rank(r->ranked, (size_t)r->set->top, &r->n_ranked, r->value[0], at);
+            explore_rank(r->ranked, (size_t)r->set->top, &r->n_ranked,
+                         r->value[q->rank_by], at);
     }
-    find__put_head(r, q);
     for (k = 0; k < r->n_ranked; k++) {
         at = r->ranked[k].index;
         group = (int32_t)(at / (N * N));
@@ -326,23 +320,26 @@ static TOOL_UNUSED bool find__rank(find_run *r, const find_ranking *q, find_meas
     return explore_flush(r->e, &r->out, err);
 }
 
+/* Both rankings, under one head where a program reads it. */
 static TOOL_UNUSED bool find__label(find_run *r, tool_error *err)
 {
-    static const find_column by_ratio[] = {{"ratio", "x second", 2}, {"mean", "mean   ", 5},
-                                           {"r", "r     ", 3}, {"active_percent", "active %", 3}};
-    static const find_column by_r[] = {{"r", "r     ", 3}, {"mean", "mean   ", 5},
-                                       {"ratio", "x second", 2}, {"active_percent", "active %", 3}};
-    static const find_ranking ratio = {"ratio", by_ratio, 4}, pearson = {"pearson", by_r, 4};
-    bool ok = true;
+    static const find_column columns[] = {{"ratio", "x second", 2}, {"r", "r     ", 3},
+                                          {"mean", "mean   ", 5},
+                                          {"active_percent", "active %", 3}};
+    static const find_ranking ratio = {"ratio", columns, 4, 0}, pearson = {"r", columns, 4, 1};
 
     for (r->label = 0; r->label < r->s->n_labels; r->label++)
         if (strcmp(r->s->labels[r->label].name, r->set->label) == 0) break;
     if (r->label == r->s->n_labels)
         return tool_fail(err, "the statistics have no label '%.60s' (explore stats MODEL STATS "
                          "--summary lists them)", r->set->label);
-    if (!r->set->csv) ok = find__rank(r, &ratio, find__ratio, err);
-    if (!r->set->csv && !r->set->jsonl) tool_put(&r->out.text, "\n", 1);
-    return ok && find__rank(r, &pearson, find__pearson, err);
+    find__put_head(r, &ratio);
+    if (!find__rank(r, &ratio, find__label_values, err)) return false;
+    if (!r->set->csv && !r->set->jsonl) {
+        tool_put(&r->out.text, "\n", 1);
+        find__put_head(r, &pearson);
+    }
+    return find__rank(r, &pearson, find__label_values, err);
 }
 
 static TOOL_UNUSED bool find__ask(find_run *r, tool_error *err)
@@ -353,15 +350,17 @@ static TOOL_UNUSED bool find__ask(find_run *r, tool_error *err)
                                         {"active_percent", "active %", 3}};
     static const find_column like[] = {{"more", "more   ", 4}, {"text_mean", "here   ", 4},
                                        {"mean", "in all ", 4}};
-    static const find_ranking by_word = {"word", word, 3}, by_score = {"score", score, 3},
-                              by_like = {"like", like, 3};
+    static const find_ranking rankings[] = {{"word", word, 3, 0}, {"score", score, 3, 0},
+                                            {"like", like, 3, 0}};
+    static const find_measure measures[] = {find__word, find__score, find__like};
+    int which = r->set->word != NULL ? 0 : r->set->like != NULL ? 2 : 1;
 
-    if (r->set->word != NULL) return find__rank(r, &by_word, find__word, err);
     if (r->set->label != NULL) return find__label(r, err);
-    if (r->set->like != NULL)
-        return find__read_text(r, err) && find__rank(r, &by_like, find__like, err);
-    if (r->s->n_scored == 0) return tool_fail(err, "the texts of these statistics have no scores");
-    return find__rank(r, &by_score, find__score, err);
+    if (which == 1 && r->s->n_scored == 0)
+        return tool_fail(err, "the texts of these statistics have no scores");
+    if (which == 2 && !find__read_text(r, err)) return false;
+    find__put_head(r, &rankings[which]);
+    return find__rank(r, &rankings[which], measures[which], err);
 }
 
 static TOOL_UNUSED bool find__run(find_run *r, tool_error *err)
