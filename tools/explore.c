@@ -10,7 +10,13 @@
 #define MONET_IMPLEMENTATION
 #include "monet.h"
 
+#include "tokenizer_files.h"
+
 #include "explore_common.h"
+#include "explore_expert.h"
+#include "explore_explain.h"
+#include "explore_find.h"
+#include "explore_stats.h"
 #include "explore_tokens.h"
 #include "explore_unlearn.h"
 
@@ -22,8 +28,12 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {"tokens", explore_tokens, "which experts each token of a text uses"},
+    {"stats", explore_stats, "texts -> a file with what every expert does on them"},
+    {"expert", explore_expert, "one expert: how often, where, its tokens, what it promotes"},
+    {"find", explore_find, "experts for a word, a label or a text"},
     {"domains", explore_domains, "which experts belong to which label of the texts"},
-    {"unlearn", explore_unlearn, "what removing the experts of a label does to the texts of all"},
+    {"unlearn", explore_unlearn, "what removing the experts of a label does to all texts"},
+    {"explain", explore_explain, "the model says what an expert stands for"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };

@@ -28,6 +28,7 @@ enum { EXPLORE_DONE = 0, EXPLORE_FAILED = 1, EXPLORE_USAGE = 2, EXPLORE_INTERRUP
        EXPLORE_PIPE_CLOSED = 141 }; /* exit codes */
 
 #define EXPLORE_ACTIVE 0.01f      /* a score above it counts as activated, as in the paper */
+#define EXPLORE_MAX_FILES 4096     /* arguments of a subcommand */
 #define EXPLORE_MAX_TEXT (1 << 26) /* bytes of a text that is read whole */
 
 typedef struct explore {
@@ -40,6 +41,7 @@ typedef struct explore {
     monet_kernels          kernels;
     int32_t                batch;     /* most tokens of an eval, of explore_session; 0 = any */
     const char            *out;       /* --out: a file instead of the standard output */
+    const char            *color;     /* --color: NULL = auto */
     bool                   quiet, help;
     bool                   pipe_closed; /* nobody reads the output any more: no error */
 } explore;
@@ -88,6 +90,24 @@ typedef struct explore_command {
 #define EXPLORE_OUT(e)                                                                             \
     {"out", RUN_TEXT, (void *)&(e)->out, 0, 0, "FILE", "write there, not to standard output"}
 
+#define EXPLORE_COLOR(e)                                                                           \
+    {"color", RUN_TEXT, (void *)&(e)->color, 0, 0, "WHEN",                                         \
+     "auto, always or never (default: on a terminal)"}
+
+/* Whether the text output gets terminal colours. */
+static TOOL_UNUSED bool explore_colors(const explore *e, bool *colors, tool_error *err)
+{
+    const char *when = e->color, *none = getenv("NO_COLOR"), *term = getenv("TERM");
+
+    *colors = when != NULL && strcmp(when, "always") == 0;
+    if (*colors || (when != NULL && strcmp(when, "never") == 0)) return true;
+    if (when != NULL && strcmp(when, "auto") != 0)
+        return tool_fail(err, "--color: '%.60s' is not auto, always or never", when);
+    *colors = e->out == NULL && isatty(STDOUT_FILENO) == 1 && (none == NULL || *none == '\0') &&
+              term != NULL && strcmp(term, "dumb") != 0;
+    return true;
+}
+
 static TOOL_UNUSED void explore__print_help(const explore_command *about,
                                             const run_option *options, size_t n)
 {
@@ -119,6 +139,13 @@ static TOOL_UNUSED bool explore_arguments(explore *e, const explore_command *abo
         return false;
     }
     return true;
+}
+
+/* For arguments that turn out wrong later; what explore_arguments does itself. */
+static TOOL_UNUSED int explore_usage(const char *name, const tool_error *err)
+{
+    fprintf(stderr, "explore %s: %s\n", name, err->message);
+    return EXPLORE_USAGE;
 }
 
 /* The exit status; tells the failure, if it is one. */
@@ -406,6 +433,27 @@ static TOOL_UNUSED void explore_put_token_json(const explore *e, tool_buffer *ou
     tool_put(out, "\"", 1);
 }
 
+/* Bytes of tokens as one text, so that characters of several tokens are whole. */
+static TOOL_UNUSED void explore_put_tokens(const explore *e, tool_buffer *out,
+                                           const int32_t *tokens, int32_t n)
+{
+    size_t size;
+    int32_t k;
+
+    for (k = 0; k < n; k++) {
+        const char *bytes = monet_tokenizer_bytes(e->tokenizer, tokens[k], &size);
+        if (bytes != NULL && size > 0) tool_put(out, bytes, size);
+        else if (monet_tokenizer_is_eos(e->tokenizer, tokens[k])) tool_put(out, "</s>", 4);
+    }
+}
+
+/* "key":1.5, or null for what is no finite number. */
+static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, double value)
+{
+    if (value - value == 0) tool_putf(out, "\"%s\":%.7g", key, value);
+    else tool_putf(out, "\"%s\":null", key);
+}
+
 /* A CSV field in quotes, as RFC 4180 says. */
 static TOOL_UNUSED void explore_put_csv(tool_buffer *out, const char *bytes, size_t size)
 {
@@ -415,6 +463,28 @@ static TOOL_UNUSED void explore_put_csv(tool_buffer *out, const char *bytes, siz
     for (k = 0; k < size; k++)
         tool_put(out, bytes[k] == '"' ? "\"\"" : bytes + k, bytes[k] == '"' ? 2 : 1);
     tool_put(out, "\"", 1);
+}
+
+/* ---- explore: the largest of many ------------------------------------------------------------ */
+
+typedef struct explore_ranked {
+    double   value;
+    uint64_t index;
+} explore_ranked;
+
+/* Keeps the `capacity` largest values that were given, largest first; equal ones in the order in
+   which they came. NaN is passed over.                                                         */
+static TOOL_UNUSED void explore_rank(explore_ranked *list, size_t capacity, size_t *n, double value,
+                                     uint64_t index)
+{
+    size_t k;
+
+    if (value != value || capacity == 0) return;
+    if (*n == capacity && !(value > list[*n - 1].value)) return;
+    if (*n < capacity) ++*n;
+    for (k = *n - 1; k > 0 && value > list[k - 1].value; k--) list[k] = list[k - 1];
+    list[k].value = value;
+    list[k].index = index;
 }
 
 /* ---- explore: output ------------------------------------------------------------------------- */

@@ -10,10 +10,10 @@
 #include <math.h>
 
 #define TOKENS_BATCH 64 /* tokens of an eval: of each the routing is kept */
-#define TOKENS_MAX_TOP 4096
+#define TOKENS_MAX_TOP (1 << 20)
 
 typedef struct tokens_settings {
-    const char *text, *file, *edit, *expert, *group, *threshold, *color;
+    const char *text, *file, *edit, *expert, *group, *threshold;
     int64_t     top, context;
     bool        jsonl, gates, attribute;
 } tokens_settings;
@@ -70,19 +70,6 @@ static TOOL_UNUSED void tokens__heat(tool_buffer *out, double strength)
     int shade = (int)(strength * 5);
 
     tool_putf(out, "\033[30;48;5;%dm", shades[shade < 0 ? 0 : shade > 4 ? 4 : shade]);
-}
-
-static TOOL_UNUSED bool tokens__want_color(const tokens_run *r, bool *color, tool_error *err)
-{
-    const char *when = r->set->color, *none = getenv("NO_COLOR"), *term = getenv("TERM");
-
-    *color = strcmp(when, "always") == 0;
-    if (*color || strcmp(when, "never") == 0) return true;
-    if (strcmp(when, "auto") != 0)
-        return tool_fail(err, "--color: '%.60s' is not auto, always or never", when);
-    *color = r->e->out == NULL && isatty(STDOUT_FILENO) == 1 && (none == NULL || *none == '\0') &&
-             term != NULL && strcmp(term, "dumb") != 0;
-    return true;
 }
 
 /* ---- tokens: a table ------------------------------------------------------------------------- */
@@ -544,7 +531,7 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         "the text is shown with the tokens marked that activate this one.",
         "  explore tokens examples/monet-4m.monet \"The price of bread rose\" --top 2\n"
         "  explore tokens examples/monet-4m.monet --file README.md --expert G1:E231"};
-    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", "auto", 3, 0, false, false, false};
+    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", 3, 0, false, false, false};
     const run_option options[] = {
         {"file", RUN_TEXT, (void *)&set.file, 0, 0, "FILE", "read the text there"},
         {"top", RUN_WHOLE, &set.top, 1, TOKENS_MAX_TOP, "N", "strongest experts (default: 3)"},
@@ -559,9 +546,7 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         {"gates", RUN_FLAG, &set.gates, 0, 0, NULL, "with --jsonl: the gates of each head"},
         {"context", RUN_WHOLE, &set.context, 1, INT32_MAX, "N",
          "cut longer texts into windows of N tokens (default: the model's)"},
-        {"color", RUN_TEXT, (void *)&set.color, 0, 0, "WHEN",
-         "auto, always or never (default: on a terminal)"},
-        EXPLORE_OUT(e), EXPLORE_OPTIONS(e),
+        EXPLORE_COLOR(e), EXPLORE_OUT(e), EXPLORE_OPTIONS(e),
     };
     tool_error err = {{0}};
     const char *files[2] = {NULL, NULL};
@@ -576,13 +561,13 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
     if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0], argc, argv,
                            files, 1, 2, &n_files, &status)) return status;
     set.text = files[1];
-    if (!tokens__want_color(&r, &r.color, &err) ||
+    if (!explore_colors(e, &r.color, &err) ||
         !explore_parse_real("threshold", set.threshold, 0, 1e9, &r.threshold, &err) ||
         (set.text != NULL && set.file != NULL &&
-         !tool_fail(&err, "a text and --file are one text too many"))) {
-        fprintf(stderr, "explore %s: %s\n", about.name, err.message);
-        return EXPLORE_USAGE;
-    }
+         !tool_fail(&err, "a text and --file are one text too many")) ||
+        (set.expert != NULL && set.attribute &&
+         !tool_fail(&err, "--expert shows one expert only, without --attribute")))
+        return explore_usage(about.name, &err);
     ok = explore_open(e, files[0], &err) && tokens__run(&r, &err);
     explore_close(e);
     return explore_end(e, about.name, ok, &err);
