@@ -56,7 +56,8 @@
                           >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
-                          >>routing >>sampling >>generation >>training >>undef
+                          >>routing >>attribution >>snapshots >>sampling >>generation
+                          >>training >>undef
 
    WHAT MONET IS
 
@@ -634,16 +635,17 @@ typedef struct monet_tap {
    is no such site or layer.                                                                      */
 MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap);
 /* Evals end after this layer; the others are not run, and there are no logits. MONET_ALL = run all.
-   An eval that would go on deeper than the tokens before it is MONET_ERROR_STATE: rewind to 0.   */
+   An eval that would go on deeper than a token before it is MONET_ERROR_STATE: rewind first.     */
 MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer);
 
-/* ---- attribution ------------------------------------------------------------- >>attribution_api
+/* ---- attribution ----------------------------------------------------------- >>attribution_api
    Where a number of the residual stream or a logit comes from: exact, since experts add up.      */
 /* (C) of token `index` of the last eval; needs capture_activations. Sites of >>taps_api, after what
-   a tap wrote. NULL if there is none.                                                            */
+   a tap wrote; not FINAL_NORM. NULL if there is none. Valid until the next eval.                 */
 MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
                                                      int32_t layer, int32_t index);
-/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. */
+/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. The two
+   must not overlap.                                                                              */
 MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
                                           int32_t j, const monet_real *n, monet_real *out);
 /* out (C) = P[i,j] * E_ij(n): what it added to the residual stream of token `index` of the last
@@ -657,11 +659,12 @@ typedef struct monet_part {       /* a part of a logit */
     int32_t    i, j;              /* the expert */
     float      weight;            /* its P[i,j], edits applied */
     double     logit;             /* lm_head . (norm weight * part / rms of the stream) */
-    double     bias;              /* share of `logit` that comes from the expert's biases */
+    double     bias;              /* share of `logit` that comes from moe.b of its halves */
 } monet_part;
 /* The parts of logit `token` after token `index` of the last eval: embedding, then for each layer
-   attention and all experts whose weight is not 0. They sum up to the logit, unless a tap wrote to
-   the stream itself. *count is right even if capacity is too small. Needs capture_activations.   */
+   attention and all experts whose weight is not 0. They sum up to the logit (with set_last_layer,
+   to that of the lens), unless a tap wrote to MOE_OUT, RESIDUAL or FINAL_NORM. *count is right even
+   if capacity is too small (MONET_ERROR_CAPACITY). Needs capture_activations.                    */
 MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
                                                  int32_t token, monet_part *out, size_t capacity,
                                                  size_t *count);
@@ -669,15 +672,17 @@ MONET_API monet_result monet_session_attribution(monet_session *session, int32_t
    logits stay.                                                                                   */
 MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
                                           monet_real *logits);
-/* *nats = sum of -log p of tokens[1..count-1]. Starts from an empty session; needs all_logits. */
+/* *nats = sum of -log p of tokens[1..count-1]. Rewinds to 0 first; needs all_logits. Goes in pieces
+   of max_batch, so count may be as large as the context.                                         */
 MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
                                           size_t count, double *nats);
-/* The same without and with an edit; the session's own edit is put back afterwards. */
+/* The same without any edit and with this one. The session is empty afterwards, and has its own
+   edit again.                                                                                    */
 MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
                                             const int32_t *tokens, size_t count, double *plain,
                                             double *edited);
 
-/* ---- snapshots ------------------------------------------------------------------ >>snapshot_api
+/* ---- snapshots ---------------------------------------------------------------- >>snapshot_api
    The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
 /* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
@@ -6668,15 +6673,21 @@ struct monet_session {
     int                D, padded; /* size of a head, and padded to whole groups */
     int                block;     /* queries of a head computed together */
     monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
-    bool               capture, all_logits;
+    bool               capture, keeps, all_logits;
+    const monet_edit  *edit;
     monet_tap          tap;
+    int                n_run;        /* layers that evals run ... */
+    int                n_ran;        /* ... and that the last one did */
     int                length;       /* tokens in the cache */
     int                n_last;       /* tokens of the last eval, if it went well */
     int                n_logits;     /* rows of logits that are valid */
+    int32_t           *seen;         /* (L) tokens that went through a layer: never more than
+                                        through the one before it */
     int32_t           *tokens;       /* (S) */
     char              *keys, *values;/* (L,K) panels */
     monet_real        *cosine, *sine;/* (S,D/2) */
     monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
+    monet_real        *kept;         /* (1+4*L,B,C) see monet__site_data; NULL = not wanted */
     monet_real        *split;        /* (B,stride) input of a product */
     size_t             stride;
     monet__input       in;           /* the same, with what fast mode adds */
@@ -6711,12 +6722,15 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     arena.overflow = false;
     cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads;
     s->tokens = (int32_t *)monet__take(&arena, S, sizeof(int32_t));
+    s->seen = (int32_t *)monet__take(&arena, (uint64_t)a->n_layers, sizeof(int32_t));
     s->keys = (char *)monet__take(&arena, cache, s->key_panel.size);
     s->values = (char *)monet__take(&arena, cache, s->value_panel.size);
     s->cosine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->sine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->x = (monet_real *)monet__take(&arena, B * C, size);
     s->h = (monet_real *)monet__take(&arena, B * C, size);
+    if (s->keeps)
+        s->kept = (monet_real *)monet__take(&arena, 1 + 4 * (uint64_t)a->n_layers, B * C * size);
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
     s->in.x = s->split;
     s->in.stride = s->stride;
@@ -6770,6 +6784,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            "0..%d and 0 or more", full->context, full->max_batch, 1 << 24);
     if (!monet_dtype_size(full->kv_dtype))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "kv_dtype is %d", (int)full->kv_dtype);
+    if (full->capture_activations && !full->capture_routing)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "capture_activations needs capture_routing");
     if (full->mode != MONET_EXACT && full->mode != MONET_FAST)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "mode is %d, must be 0 or 1",
                            (int)full->mode);
@@ -6804,6 +6820,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     monet__session_panel(&s->key_panel, s, MONET_PANELS, full->kv_dtype);
     monet__session_panel(&s->value_panel, s, MONET_SUMS, full->kv_dtype);
     s->capture = full->capture_routing;
+    s->keeps = full->capture_activations;
+    s->n_run = a->n_layers;
     s->all_logits = full->all_logits;
     monet__moe_sizes(&s->moe, a, s->B);
     return MONET_OK;
@@ -6861,6 +6879,7 @@ MONET_API monet_result monet_session_create(const monet_model *model,
                            draft.team.n);
     }
     monet__rope_table(s->cosine, s->sine, s->S, s->D, (double)model->arch.rope_theta);
+    memset(s->seen, 0, (size_t)model->arch.n_layers * sizeof *s->seen);
     *out = s;
     return MONET_OK;
 }
@@ -6889,10 +6908,21 @@ static bool monet__tap_wants(const monet_tap *tap, monet_site site, int layer)
                                layer - tap->first_layer < tap->n_layers));
 }
 
+/* What capture_activations keeps of one site: (B,C). */
+static monet_real *monet__site_data(const monet_session *s, monet_site site, int layer)
+{
+    size_t at = site == MONET_SITE_EMBEDDING ? 0 : 4 * (size_t)layer + (size_t)site;
+    return s->kept + at * (size_t)s->B * (size_t)s->model->arch.dim;
+}
+
 static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
 {
-    return !monet__tap_wants(&s->tap, site, layer) ||
-           s->tap.fn(s->tap.user, site, layer, s->first, s->n, data);
+    size_t size = (size_t)s->n * (size_t)s->model->arch.dim * sizeof *data;
+    if (monet__tap_wants(&s->tap, site, layer) &&
+        !s->tap.fn(s->tap.user, site, layer, s->first, s->n, data)) return false;
+    if (s->kept && site != MONET_SITE_FINAL_NORM)
+        memcpy(monet__site_data(s, site, layer), data, size);
+    return true;
 }
 
 /* One row of a MONET_PANELS tensor in natural order. */
@@ -7171,11 +7201,11 @@ static monet_result monet__eval_batch(monet_session *s, bool logits)
 {
     monet_result result = MONET_OK;
     if (!monet__tap(s, MONET_SITE_EMBEDDING, -1, s->x)) result = MONET_ERROR_CANCELLED;
-    for (s->layer = 0; result == MONET_OK && s->layer < s->model->arch.n_layers; ++s->layer) {
+    for (s->layer = 0; result == MONET_OK && s->layer < s->n_run; ++s->layer) {
         result = monet__eval_attention(s);
         if (result == MONET_OK) result = monet__eval_moe(s);
     }
-    if (result == MONET_OK &&
+    if (result == MONET_OK && s->n_run == s->model->arch.n_layers &&
         (logits || monet__tap_wants(&s->tap, MONET_SITE_FINAL_NORM, s->model->arch.n_layers)))
         result = monet__eval_logits(s, logits);
     if (result == MONET_ERROR_CANCELLED)
@@ -7192,6 +7222,9 @@ static monet_result monet__eval_check(monet_session *s, const void *input, size_
     if ((s->capture || s->all_logits) && count > (size_t)s->B)
         return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "%U tokens, with capture_routing or "
                            "all_logits at most max_batch %d a call", (uint64_t)count, s->B);
+    if (count && s->seen[s->n_run - 1] < s->length)
+        return monet__fail(&s->error, MONET_ERROR_STATE, "%d of %d tokens went through layer %d: "
+                           "rewind to them", s->seen[s->n_run - 1], s->length, s->n_run - 1);
     return MONET_OK;
 }
 
@@ -7219,6 +7252,8 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
     }
     s->length += (int)count;
     s->n_last = (int)count;
+    s->n_ran = s->n_run;
+    for (int l = 0; l < s->n_run; ++l) s->seen[l] = s->length;
     return MONET_OK;
 }
 
@@ -7270,6 +7305,8 @@ MONET_API monet_result monet_session_rewind(monet_session *session, int32_t leng
                            length, session->length);
     session->length = length;
     session->n_logits = session->n_last = 0;
+    for (int l = 0; l < session->model->arch.n_layers; ++l)
+        if (session->seen[l] > length) session->seen[l] = length;
     return MONET_OK;
 }
 
@@ -7290,7 +7327,8 @@ MONET_API const int32_t *monet_session_tokens(const monet_session *session)
 
 MONET_API const monet_real *monet_session_logits_at(const monet_session *session, int32_t index)
 {
-    if (!session || !session->all_logits || index < 0 || index >= session->n_logits) return NULL;
+    if (!session || !session->all_logits || index < 0 || index >= session->n_logits ||
+        index >= session->n_last) return NULL; /* after a restore there was no last eval */
     return session->logits + (size_t)index * (size_t)session->model->arch.vocab_size;
 }
 
@@ -7321,6 +7359,17 @@ MONET_API monet_result monet_session_set_tap(monet_session *session, const monet
     return MONET_OK;
 }
 
+MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer)
+{
+    int L = session ? session->model->arch.n_layers : 0;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    if (layer < MONET_ALL || layer >= L)
+        return monet__fail(&session->error, MONET_ERROR_ARGUMENT, "last layer %d, must be -1..%d",
+                           layer, L - 1);
+    session->n_run = layer == MONET_ALL ? L : layer + 1;
+    return MONET_OK;
+}
+
 /* ---- routing ----------------------------------------------------------------------- >>routing */
 MONET_API monet_result monet_session_routing(const monet_session *session, int32_t index,
                                              int32_t layer, monet_routing *out)
@@ -7332,6 +7381,7 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     if (index < 0 || index >= session->n_last || layer < 0 ||
         layer >= session->model->arch.n_layers)
         return MONET_ERROR_ARGUMENT;
+    if (layer >= session->n_ran) return MONET_ERROR_STATE;
     moe = &session->moe;
     N = (size_t)moe->N;
     out->n_heads = moe->H;
@@ -7345,6 +7395,16 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     out->g1 = session->all_gates + 2 * token * (size_t)moe->H * N;
     out->g2 = out->g1 + (size_t)moe->H * N;
     return MONET_OK;
+}
+
+/* P[i,j] of any expert, active or not. */
+static monet_real monet__pair_weight(const monet_routing *r, int32_t i, int32_t j)
+{
+    size_t     N = (size_t)r->n_experts;
+    monet_real score = 0;
+    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
+        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
+    return score;
 }
 
 /* Is a stronger than b? Equal scores: the lower id. */
@@ -7396,6 +7456,291 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
         monet__expert_sink(out, n, last);
     }
     return total;
+}
+
+/* ---- attribution --------------------------------------------------------------- >>attribution
+   Experts add up: y = sum_ij P[i,j] E_ij(n), so a logit is a sum over experts too. With d the
+   direction of the logit in the residual stream, e1_i = V1_i d and e2_j = V2_j d (rows of V):
+
+     HD  d.E_ij = a_i . e2_j + d.bias2_j
+     VD  d.E_ij = a1_i . (e1_i + e2_j)[0..m) + a2_j . (e1_i + e2_j)[m..2m) + d.(B1_i, B2_j)
+
+   so what is as long as C is done once for each active half-expert, not for each pair.           */
+MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
+                                                     int32_t layer, int32_t index)
+{
+    const monet_session *s = session;
+    if (!s || !s->kept || (unsigned)site >= MONET_SITE_FINAL_NORM || index < 0 ||
+        index >= s->n_last || (site == MONET_SITE_EMBEDDING ? layer != -1
+                                                            : layer < 0 || layer >= s->n_ran))
+        return NULL;
+    return monet__site_data(s, site, layer) + (size_t)index * (size_t)s->model->arch.dim;
+}
+
+static double monet__row_dot(const monet_tensor *t, size_t row, const monet_real *x)
+{
+    monet_real group[MONET__GROUP];
+    double     sum = 0;
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        sum += (double)group[c % MONET__GROUP] * (double)x[c];
+    }
+    return sum;
+}
+
+static void monet__row_add(monet_real *out, monet_real scale, const monet_tensor *t, size_t row)
+{
+    monet_real group[MONET__GROUP];
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        out[c] += scale * group[c % MONET__GROUP];
+    }
+}
+
+/* One hidden unit of one axis: a row of U. */
+static monet_real monet__hidden(const monet__experts *w, int axis, size_t row, const monet_real *n)
+{
+    double z = monet__row_dot(w->u[axis], row, n) +
+               (double)monet__get(w->bias[axis]->data, MONET_F32, row);
+    return (monet_real)(z > 0 ? z * z : z - z);
+}
+
+static void monet__expert(const monet_model *model, int layer, size_t i, size_t j,
+                          const monet_real *n, monet_real *out)
+{
+    const monet__experts *w = &model->layers[layer].experts;
+    size_t      C = (size_t)model->arch.dim, M = (size_t)model->arch.moe_dim;
+    bool        vd = model->arch.decompose == MONET_VERTICAL;
+    size_t      m = vd ? M / 2 : M;
+    monet_real *second = vd ? out + C / 2 : out; /* outputs of V2 */
+    memset(out, 0, C * sizeof *out);
+    for (size_t u = 0; u < M; ++u) { /* units of a_i, then (VD) those of a_j */
+        monet_real a = u < m ? monet__hidden(w, 0, i * m + u, n)
+                             : monet__hidden(w, 1, j * m + u - m, n);
+        if (a == 0) continue;
+        if (vd) monet__row_add(out, a, w->v[0], i * M + u);
+        monet__row_add(second, a, w->v[1], j * M + u);
+    }
+    if (vd) monet__row_add(out, 1, w->b[0], i);
+    monet__row_add(second, 1, w->b[1], j);
+}
+
+static bool monet__is_expert(const monet_model *model, int layer, int i, int j)
+{
+    const monet_arch *a = &model->arch;
+    return model->has_weights && layer >= 0 && layer < a->n_layers && i >= 0 &&
+           i < a->moe_experts && j >= 0 && j < a->moe_experts;
+}
+
+MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
+                                          int32_t j, const monet_real *n, monet_real *out)
+{
+    fenv_t own;
+    if (!model || !n || !out || !monet__is_expert(model, layer, i, j)) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    monet__expert(model, layer, (size_t)i, (size_t)j, n, out);
+    monet__mode_end(&own);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_contribution(const monet_session *session, int32_t index,
+                                                  int32_t layer, int32_t i, int32_t j,
+                                                  monet_real *out)
+{
+    monet_routing     r;
+    monet_real        weight;
+    const monet_real *n = monet_session_activation(session, MONET_SITE_MOE_IN, layer, index);
+    if (!session || !out || !monet__is_expert(session->model, layer, i, j))
+        return MONET_ERROR_ARGUMENT;
+    if (!session->kept) return MONET_ERROR_STATE;
+    MONET__TRY(monet_session_routing(session, index, layer, &r));
+    MONET__TRY(monet_model_expert(session->model, layer, i, j, n, out));
+    weight = monet__pair_weight(&r, i, j);
+    for (size_t c = 0; c < (size_t)session->model->arch.dim; ++c)
+        out[c] = weight != 0 ? weight * out[c] : 0;
+    return MONET_OK;
+}
+
+/* A token and layer whose experts are taken apart; a, s and sums of the moe hold, for each place in
+   the lists of half-experts, hidden units, V_i d and B_i d.                                      */
+typedef struct monet__parts {
+    monet_session    *s;
+    monet_routing     r;
+    const monet_real *n, *d;
+    monet_part       *out;
+    size_t            capacity, count;
+} monet__parts;
+
+static void monet__parts_half(void *context, int item, int task)
+{
+    const monet__parts   *p = (const monet__parts *)context;
+    const monet__moe     *moe = &p->s->moe;
+    const monet__experts *w = &p->s->model->layers[p->s->layer].experts;
+    int               axis = item >= p->r.n_i;
+    size_t            slot = (size_t)(axis ? item - p->r.n_i : item), m = (size_t)moe->m;
+    size_t            i = axis ? p->r.j[slot] : p->r.i[slot], M = (size_t)moe->n_rows;
+    const monet_real *d = axis && !moe->horizontal ? p->d + moe->width : p->d;
+    (void)task;
+    for (size_t q = 0; w->u[axis] && q < m; ++q)
+        moe->a[axis][slot * m + q] = monet__hidden(w, axis, i * m + q, p->n);
+    if (!w->v[axis]) return;
+    for (size_t q = 0; q < M; ++q)
+        moe->s[axis][slot * M + q] = (monet_real)monet__row_dot(w->v[axis], i * M + q, d);
+    moe->sums[axis][slot] = (monet_real)monet__row_dot(w->b[axis], i, d);
+}
+
+/* d.E_ij of two places in the lists; *bias is the part that does not depend on n. */
+static double monet__pair_logit(const monet__moe *moe, size_t i, size_t j, double *bias)
+{
+    size_t            m = (size_t)moe->m, M = (size_t)moe->n_rows;
+    const monet_real *a1 = moe->a[0] + i * m, *a2 = moe->a[1] + j * m;
+    const monet_real *e1 = moe->s[0] + i * M, *e2 = moe->s[1] + j * M;
+    double            sum = 0;
+    *bias = (double)moe->sums[1][j] + (moe->horizontal ? 0 : (double)moe->sums[0][i]);
+    for (size_t q = 0; q < m; ++q)
+        if (moe->horizontal)
+            sum += (double)a1[q] * (double)e2[q];
+        else
+            sum += (double)a1[q] * ((double)e1[q] + (double)e2[q]) +
+                   (double)a2[q] * ((double)e1[m + q] + (double)e2[m + q]);
+    return sum + *bias;
+}
+
+static void monet__parts_add(monet__parts *p, monet_site site, int layer, const monet_real *x)
+{
+    monet_part part = {site, layer, 0, 0, 0, 0, 0};
+    if (p->count++ >= p->capacity) return;
+    for (size_t c = 0; c < (size_t)p->s->model->arch.dim; ++c)
+        part.logit += (double)x[c] * (double)p->d[c];
+    p->out[p->count - 1] = part;
+}
+
+/* All experts of the layer s->layer whose weight is not 0. */
+static void monet__parts_experts(monet__parts *p)
+{
+    monet_session *s = p->s;
+    double         logit, bias;
+    if (p->count < p->capacity) monet__each(&s->team, p->r.n_i + p->r.n_j, monet__parts_half, p);
+    for (size_t i = 0; i < (size_t)p->r.n_i; ++i)
+        for (size_t j = 0; j < (size_t)p->r.n_j; ++j) {
+            monet_part part = {MONET_SITE_MOE_OUT, s->layer, p->r.i[i], p->r.j[j], 0, 0, 0};
+            double     weight = (double)monet__pair_weight(&p->r, part.i, part.j);
+            if (weight == 0 || p->count++ >= p->capacity) continue;
+            logit = monet__pair_logit(&s->moe, i, j, &bias);
+            part.weight = (float)weight;
+            part.logit = weight * logit;
+            part.bias = weight * bias;
+            p->out[p->count - 1] = part;
+        }
+}
+
+/* d (C): what a number of the stream x adds to a logit. */
+static void monet__logit_direction(const monet_session *s, monet_real *d, int token,
+                                   const monet_real *x)
+{
+    const monet_real *weight = (const monet_real *)s->model->norm->data;
+    size_t            C = (size_t)s->model->arch.dim;
+    double            square = 0, rstd;
+    for (size_t c = 0; c < C; ++c) square += (double)x[c] * (double)x[c];
+    rstd = 1 / sqrt(square / (double)C + (double)s->model->arch.norm_eps);
+    monet__embed(d, s->model->lm_head, token);
+    for (size_t c = 0; c < C; ++c) d[c] = (monet_real)((double)d[c] * (double)weight[c] * rstd);
+}
+
+MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
+                                                 int32_t token, monet_part *out, size_t capacity,
+                                                 size_t *count)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    monet__parts   p;
+    monet_result   result = MONET_OK;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && count && (out || !capacity), "attribution: out or count is NULL");
+    MONET__NEED(STATE, s->kept && s->n_last, "attribution: needs capture_activations and an eval");
+    MONET__NEED(ARGUMENT, index >= 0 && index < s->n_last && token >= 0 &&
+                token < s->model->arch.vocab_size, "attribution: logit %d after token %d of the "
+                "last eval, there are %d and %d", token, index, s->model->arch.vocab_size,
+                s->n_last);
+    memset(&p, 0, sizeof p);
+    p.s = s, p.d = s->q, p.out = out, p.capacity = capacity;
+    monet__mode_begin(&own);
+    s->moe.routed = NULL; /* its work memory is used here */
+    monet__logit_direction(s, s->q, token, monet_session_activation(s, MONET_SITE_RESIDUAL,
+                                                                    s->n_ran - 1, index));
+    monet__parts_add(&p, MONET_SITE_EMBEDDING, -1,
+                     monet_session_activation(s, MONET_SITE_EMBEDDING, -1, index));
+    for (int l = 0; result == MONET_OK && l < s->n_ran; ++l) {
+        s->layer = l;
+        p.n = monet_session_activation(s, MONET_SITE_MOE_IN, l, index);
+        monet__parts_add(&p, MONET_SITE_ATTENTION_OUT, l,
+                         monet_session_activation(s, MONET_SITE_ATTENTION_OUT, l, index));
+        result = monet_session_routing(s, index, l, &p.r);
+        if (result == MONET_OK) monet__parts_experts(&p);
+    }
+    monet__mode_end(&own);
+    MONET__NEED(STATE, result == MONET_OK, "attribution: the edit was changed since the eval");
+    *count = p.count;
+    return p.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
+                                          monet_real *logits)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    int64_t        bad;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && x && logits, "lens: x or logits is NULL");
+    monet__mode_begin(&own);
+    monet__rmsnorm_forward(s->h, x, (const monet_real *)s->model->norm->data, s->model->arch.dim,
+                           (monet_real)s->model->arch.norm_eps);
+    bad = monet__lm_head(s, s->h, 1, logits);
+    monet__mode_end(&own);
+    MONET__NEED(NUMERIC, bad < 0, "lens: logit %D is not finite", bad);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    double         sum = 0;
+    MONET__NEED(ARGUMENT, s && (tokens || !count) && nats, "loss: tokens or nats is NULL");
+    MONET__NEED(STATE, s->all_logits, "loss: needs all_logits");
+    MONET__NEED(STATE, s->n_run == s->model->arch.n_layers, "loss: no logits with set_last_layer");
+    MONET__NEED(CONTEXT_FULL, count <= (size_t)s->S, "loss: %U tokens, the context is %d",
+                (uint64_t)count, s->S);
+    MONET__TRY(monet_session_rewind(s, 0));
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < (size_t)s->B ? count - at : (size_t)s->B;
+        MONET__TRY(monet_session_eval(s, tokens + at, n));
+        for (size_t k = 0; k < n && at + k + 1 < count; ++k)
+            sum -= monet_logprob(monet_session_logits_at(s, (int32_t)k), s->model->arch.vocab_size,
+                                 tokens[at + k + 1]);
+    }
+    *nats = sum;
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
+                                            const int32_t *tokens, size_t count, double *plain,
+                                            double *edited)
+{
+    const monet_edit *own;
+    monet_result      result;
+    if (!session || !plain || !edited) return MONET_ERROR_ARGUMENT;
+    own = session->edit;
+    result = monet_session_set_edit(session, edit); /* one of another shape: before any work */
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, edited);
+    if (result == MONET_OK) result = monet_session_set_edit(session, NULL);
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, plain);
+    (void)monet_session_set_edit(session, own);
+    (void)monet_session_rewind(session, 0);
+    return result;
 }
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling */
