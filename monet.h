@@ -101,7 +101,7 @@
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
      model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
-     encode (and so generate), create and save take scratch and free it.
+     encode (and so generate), create, save and load take scratch and free it.
 
    DETERMINISM
 
@@ -139,6 +139,17 @@
      7 moments            of AdamW, both as large as the data; behind them, XXH64 in the table
      Order and offsets are fixed, so a file with a gap, an overlap or a byte too many is refused.
      Readers skip sections that they do not know.
+
+   A SNAPSHOT             of a session, in memory or a file; little-endian, without padding
+
+     header, 72           magic "MONETKV\x1a", u32 version, u32 0x01020304, u64 size of all,
+                          u64 XXH64 of architecture and tensor entries (with their hashes),
+                          u32 kv_dtype, u32 L, u32 K, u32 D, u32 tokens, u32 logits (0 or V),
+                          u64 XXH64 of what is behind the header, u64 XXH64 of bytes 0..63
+     then                 u32 tokens that each layer saw (L), i32 tokens; for each layer the keys,
+                          then the values of these tokens: for each head and column group the rows
+                          as they lie in the cache (>>tensors; S rows are one panel); f32 logits
+     All but the numbers of the cache, which are any, is checked before anything changes.
 
    LICENCE                at the end of this file: public domain or MIT-0, your choice
 */
@@ -683,7 +694,9 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
                                             double *edited);
 
 /* ---- snapshots ---------------------------------------------------------------- >>snapshot_api
-   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
+   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.
+   Taps, edits and what was kept of the last eval are not in it. A model is known by its shape and
+   the hashes of its tensors, which a trainer does not renew: there, an update is not noticed.    */
 /* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
                                               size_t capacity, size_t *size);
@@ -6459,6 +6472,23 @@ static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *ba
     return arena.overflow ? 0 : arena.used + 64;
 }
 
+/* Its own block, from a draft that knows all sizes; nothing is opened yet. */
+static monet_result monet__writer_alloc(monet_writer *draft, const char *path, monet_writer **out,
+                                        monet_error *err)
+{
+    draft->file = MONET__NO_FILE;
+    draft->arena_size = monet__writer_layout(draft, path, NULL);
+    draft->arena = monet__alloc(&draft->host, draft->arena_size);
+    if (!draft->arena) return monet__no_memory(err, "writer", draft->arena_size);
+    *out = (monet_writer *)(void *)monet__align(draft->arena);
+    **out = *draft;
+    (void)monet__writer_layout(*out, path, (char *)*out);
+    (void)monet__append((*out)->path, path);
+    memset((*out)->header, 0, (size_t)draft->plan.header_size);
+    monet__hash_begin(&(*out)->hash);
+    return MONET_OK;
+}
+
 static monet_result monet__writer_new(const char *path, const monet_writer_config *c,
                                       const monet__span *raw, monet_writer **out,
                                       monet_error *err)
@@ -6470,22 +6500,13 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     memset(&draft, 0, sizeof draft);
     draft.host = c->host;
     draft.plan.n_tensors = c->arch ? c->n_tensors : 0;
-    draft.file = MONET__NO_FILE;
     for (int id = 0; c->arch && id < MONET__T_COUNT; ++id) {
         monet_tensor t;
         monet__describe_tensor(&t, c->arch, id, 0, MONET_F32); /* no dtype takes more */
         if (monet__panel_bytes(&t) > draft.panel_size) draft.panel_size = monet__panel_bytes(&t);
     }
     monet__emit_header(&draft.plan, &sink, c, raw, 0);
-    draft.arena_size = monet__writer_layout(&draft, path, NULL);
-    draft.arena = monet__alloc(&draft.host, draft.arena_size);
-    if (!draft.arena) return monet__no_memory(err, "writer", draft.arena_size);
-    w = (monet_writer *)(void *)monet__align(draft.arena);
-    *w = draft;
-    (void)monet__writer_layout(w, path, (char *)w);
-    (void)monet__append(w->path, path);
-    memset(w->header, 0, (size_t)w->plan.header_size);
-    monet__hash_begin(&w->hash);
+    MONET__TRY(monet__writer_alloc(&draft, path, &w, err));
     sink.p = w->header;
     result = monet__writer_tensors(w, c, &total, err);
     if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
@@ -6585,20 +6606,10 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     return MONET_OK;
 }
 
-MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err)
+/* All is written: the file takes its place. */
+static monet_result monet__writer_commit(monet_writer *w, monet_error *err)
 {
-    monet_writer *w = writer;
-    monet__file   file;
-    MONET__NEED(ARGUMENT, w, "writer is NULL");
-    MONET__NEED(STATE, !w->done && w->current == w->plan.n_tensors,
-                "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
-                (uint64_t)w->plan.n_tensors);
-    w->done = true;
-    monet__seal_header(w->header, monet__hash_end(&w->hash));
-    if (!monet__file_rewind(w->file) ||
-        !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
-        return monet__io_fail(err, "write", w->temp);
-    file = w->file;
+    monet__file file = w->file;
     w->file = MONET__NO_FILE;
     if (!monet__file_close(file, true)) {
         (void)monet__io_fail(err, "sync", w->temp);
@@ -6610,6 +6621,21 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
     }
     (void)remove(w->temp);
     return MONET_ERROR_IO;
+}
+
+MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err)
+{
+    monet_writer *w = writer;
+    MONET__NEED(ARGUMENT, w, "writer is NULL");
+    MONET__NEED(STATE, !w->done && w->current == w->plan.n_tensors,
+                "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
+                (uint64_t)w->plan.n_tensors);
+    w->done = true;
+    monet__seal_header(w->header, monet__hash_end(&w->hash));
+    if (!monet__file_rewind(w->file) ||
+        !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
+        return monet__io_fail(err, "write", w->temp);
+    return monet__writer_commit(w, err);
 }
 
 MONET_API void monet_writer_free(monet_writer *writer)
@@ -7742,6 +7768,246 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
     (void)monet_session_rewind(session, 0);
     return result;
 }
+
+/* ---- snapshots ------------------------------------------------------------------- >>snapshots
+   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that a reader
+   of a file knows how much to read before it reads more.                                         */
+#define MONET__SNAPSHOT 72 /* bytes of the header */
+static const uint8_t monet__snapshot_magic[8] = {'M', 'O', 'N', 'E', 'T', 'K', 'V', 0x1a};
+
+static uint64_t monet__fingerprint(const monet_model *model)
+{
+    uint8_t     bytes[MONET__ENTRY];
+    monet__hash hash;
+    monet__sink sink = {bytes, 0};
+    monet__hash_begin(&hash);
+    monet__emit_arch(&sink, &model->arch);
+    monet__hash_add(&hash, bytes, (size_t)sink.n);
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        sink.n = 0;
+        monet__emit_tensor(&sink, &model->tensors[k]);
+        monet__hash_add(&hash, bytes, (size_t)sink.n);
+    }
+    return monet__hash_end(&hash);
+}
+
+/* Bytes of the first rows of a column group. Values in bf16 are kept in pairs of rows. */
+static uint64_t monet__cache_rows(const monet_tensor *t, int rows)
+{
+    bool pairs = t->layout == MONET_SUMS && t->dtype == MONET_BF16;
+    return monet__round_up((uint64_t)rows, pairs ? 2 : 1) * monet__row_bytes(t->dtype);
+}
+
+/* Bytes of the keys and values of the first tokens in one layer. */
+static uint64_t monet__cache_bytes(const monet_session *s, int tokens)
+{
+    uint64_t groups = (uint64_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel);
+    return groups * (monet__cache_rows(&s->key_panel, tokens) +
+                     monet__cache_rows(&s->value_panel, tokens));
+}
+
+/* Between the cache and a snapshot: to `out`, or else from `in`. */
+static void monet__cache_move(const monet_session *s, uint8_t *out, const uint8_t *in)
+{
+    size_t groups = (size_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel), at = 0;
+    for (int part = 0; part < 2 * s->model->arch.n_layers; ++part) {
+        const monet_tensor *t = part % 2 ? &s->value_panel : &s->key_panel;
+        int                 rows = s->seen[part / 2];
+        size_t              size = (size_t)monet__cache_rows(t, rows), step = monet__group_bytes(t);
+        bool                alone = rows % 2 && size != (size_t)rows * monet__row_bytes(t->dtype);
+        char *cache = (part % 2 ? s->values : s->keys) + (size_t)(part / 2) * groups * step;
+        for (size_t k = 0; k < groups; ++k, cache += step, at += size) {
+            char *to = out ? (char *)out + at : cache;
+            memcpy(to, out ? cache : (const char *)in + at, size);
+            for (size_t c = 0; alone && c < MONET__GROUP; ++c) /* the other row of the last pair */
+                memset(to + size - 4 * MONET__GROUP + 4 * c + 2, 0, 2);
+        }
+    }
+}
+
+MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
+                                              size_t capacity, size_t *size)
+{
+    const monet_session *s = session;
+    const monet_real    *logits = monet_session_logits(s);
+    const monet_arch    *a = s ? &s->model->arch : NULL;
+    uint64_t             bytes = MONET__SNAPSHOT, V;
+    monet__sink          sink = {(uint8_t *)data, 0};
+    if (!s || !size || (capacity && !data)) return MONET_ERROR_ARGUMENT;
+    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float)) return MONET_ERROR_UNSUPPORTED;
+    V = logits ? (uint64_t)a->vocab_size : 0;
+    bytes += 4 * ((uint64_t)a->n_layers + (uint64_t)s->length + V);
+    for (int l = 0; l < a->n_layers; ++l) bytes += monet__cache_bytes(s, s->seen[l]);
+    *size = (size_t)bytes; /* a session is as large, and fits the address space */
+    if (bytes > capacity) return MONET_ERROR_CAPACITY;
+    sink.n = MONET__SNAPSHOT;
+    monet__emit_ints(&sink, s->seen, a->n_layers);
+    monet__emit_ints(&sink, s->tokens, s->length);
+    monet__cache_move(s, sink.p + sink.n, NULL);
+    if (logits) memcpy(sink.p + bytes - 4 * V, logits, 4 * (size_t)V);
+    sink.n = 0;
+    monet__emit_bytes(&sink, monet__snapshot_magic, 8);
+    monet__emit(&sink, 1 | (uint64_t)0x01020304 << 32, 8); /* 1: version */
+    monet__emit(&sink, bytes, 8);
+    monet__emit(&sink, monet__fingerprint(s->model), 8);
+    monet__emit(&sink, (uint64_t)s->key_panel.dtype | (uint64_t)a->n_layers << 32, 8);
+    monet__emit(&sink, (uint64_t)a->n_kv_heads | (uint64_t)s->D << 32, 8);
+    monet__emit(&sink, (uint64_t)s->length | V << 32, 8);
+    monet__emit(&sink, monet__hash_of(sink.p + MONET__SNAPSHOT, (size_t)bytes - MONET__SNAPSHOT),
+                8);
+    monet__emit(&sink, monet__hash_of(sink.p, 64), 8);
+    return MONET_OK;
+}
+
+/* The header of a snapshot of `size` bytes, and its size as far as that follows from the header. */
+static monet_result monet__snapshot_header(const monet_session *s, const uint8_t *p, uint64_t size,
+                                           monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint64_t          length, logits, least;
+    MONET__NEED(UNSUPPORTED, !MONET__BIG_ENDIAN && sizeof(monet_real) == sizeof(float),
+                "this build (big-endian, or MONET_REAL not float) has no snapshots");
+    MONET__NEED(FORMAT, size >= MONET__SNAPSHOT, "%U bytes: too short for a snapshot", size);
+    MONET__NEED(FORMAT, !memcmp(p, monet__snapshot_magic, 8), "magic bytes: not a snapshot");
+    MONET__NEED(FORMAT, monet__u64(p + 64) == monet__hash_of(p, 64), "snapshot: hash of the header "
+                "does not match");
+    MONET__NEED(VERSION, monet__u32(p + 8) == 1, "snapshot is version %U, this reads 1",
+                (uint64_t)monet__u32(p + 8));
+    MONET__NEED(FORMAT, monet__u32(p + 12) == 0x01020304u, "snapshot: byte order tag");
+    MONET__NEED(FORMAT, monet__u64(p + 16) == size, "snapshot is %U bytes, its header says %U",
+                size, monet__u64(p + 16));
+    MONET__NEED(ARGUMENT, monet__u64(p + 24) == monet__fingerprint(s->model),
+                "snapshot is of another model");
+    MONET__NEED(ARGUMENT, monet__u32(p + 32) == (uint32_t)s->key_panel.dtype,
+                "snapshot has a cache of %s, the session has %s",
+                monet_dtype_name((monet_dtype)monet__u32(p + 32)),
+                monet_dtype_name(s->key_panel.dtype));
+    MONET__NEED(FORMAT, monet__u32(p + 36) == (uint32_t)a->n_layers &&
+                monet__u32(p + 40) == (uint32_t)a->n_kv_heads &&
+                monet__u32(p + 44) == (uint32_t)s->D, "snapshot: shape of the cache");
+    length = monet__u32(p + 48), logits = monet__u32(p + 52);
+    MONET__NEED(FORMAT, !logits || (logits == (uint64_t)a->vocab_size && length),
+                "snapshot: %U logits after %U tokens", logits, length);
+    MONET__NEED(CONTEXT_FULL, length <= (uint64_t)s->S, "snapshot of %U tokens, the context is %d",
+                length, s->S);
+    least = MONET__SNAPSHOT + 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, size >= least && (size - least) / (uint64_t)a->n_layers <=
+                monet__cache_bytes(s, (int)length), "snapshot: %U bytes for %U tokens", size,
+                length);
+    return MONET_OK;
+}
+
+/* What is behind a header that is right. */
+static monet_result monet__snapshot_body(const monet_session *s, const uint8_t *p, uint64_t size,
+                                         monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint32_t          length = monet__u32(p + 48), logits = monet__u32(p + 52), last = length;
+    const uint8_t    *at = p + MONET__SNAPSHOT;
+    uint64_t          bytes = MONET__SNAPSHOT;
+    MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(at, (size_t)size - MONET__SNAPSHOT),
+                "snapshot: hash does not match");
+    for (int l = 0; l < a->n_layers; ++l, at += 4) {
+        uint32_t seen = monet__u32(at);
+        MONET__NEED(FORMAT, l ? seen <= last : seen == length, "snapshot: layer %d saw %U of %U "
+                    "tokens", l, (uint64_t)seen, (uint64_t)last);
+        last = seen;
+        bytes += monet__cache_bytes(s, (int)seen);
+    }
+    MONET__NEED(FORMAT, !logits || last == length, "snapshot: logits without the last layer");
+    bytes += 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, bytes == size, "snapshot is %U bytes, expected %U", size, bytes);
+    for (uint32_t k = 0; k < length; ++k, at += 4) /* -1: an embedding */
+        MONET__NEED(FORMAT, monet__u32(at) + 1 <= (uint32_t)a->vocab_size, "snapshot: token %U",
+                    (uint64_t)k);
+    for (at = p + size - 4 * (uint64_t)logits; at < p + size; at += 4)
+        MONET__NEED(FORMAT, (monet__u32(at) & 0x7f800000u) != 0x7f800000u,
+                    "snapshot: a logit is not finite");
+    return MONET_OK;
+}
+
+static void monet__snapshot_apply(monet_session *s, const uint8_t *p, uint64_t size)
+{
+    int            L = s->model->arch.n_layers;
+    uint32_t       logits = monet__u32(p + 52);
+    const uint8_t *at = p + MONET__SNAPSHOT;
+    s->length = (int)monet__u32(p + 48);
+    s->n_last = 0;
+    s->n_logits = logits > 0;
+    for (int l = 0; l < L; ++l, at += 4) s->seen[l] = (int32_t)monet__u32(at);
+    for (int t = 0; t < s->length; ++t, at += 4) s->tokens[t] = (int32_t)monet__u32(at);
+    monet__cache_move(s, NULL, at);
+    memcpy(s->logits, p + size - 4 * (uint64_t)logits, 4 * (size_t)logits);
+}
+
+MONET_API monet_result monet_session_restore(monet_session *session, const void *data, size_t size)
+{
+    monet_error *err = session ? &session->error : NULL;
+    MONET__NEED(ARGUMENT, session && data, "restore: data is NULL");
+    MONET__TRY(monet__snapshot_header(session, (const uint8_t *)data, size, err));
+    MONET__TRY(monet__snapshot_body(session, (const uint8_t *)data, size, err));
+    monet__snapshot_apply(session, (const uint8_t *)data, size);
+    return MONET_OK;
+}
+
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_session_save(const monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    monet_writer draft, *w;
+    monet_result result;
+    size_t       size;
+    MONET__NEED(ARGUMENT, session && path, "save: session or path is NULL");
+    result = monet_session_snapshot(session, NULL, 0, &size);
+    MONET__NEED(UNSUPPORTED, result == MONET_ERROR_CAPACITY, "this build has no snapshots");
+    memset(&draft, 0, sizeof draft);
+    draft.host = session->team.host;
+    draft.plan.header_size = size; /* all of it */
+    MONET__TRY(monet__writer_alloc(&draft, path, &w, err));
+    (void)monet_session_snapshot(session, w->header, size, &size);
+    result = monet__writer_open(w, err);
+    if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, size))
+        result = monet__io_fail(err, "write", w->temp);
+    if (result == MONET_OK) result = monet__writer_commit(w, err);
+    monet_writer_free(w);
+    return result;
+}
+
+/* The rest of a snapshot, whose header was read. */
+static monet_result monet__snapshot_read(monet_session *s, monet__file file, const char *path,
+                                         const uint8_t *header, uint64_t size, monet_error *err)
+{
+    uint8_t     *p;
+    monet_result result;
+    MONET__TRY(monet__snapshot_header(s, header, size, err)); /* so s may have such a size */
+    p = (uint8_t *)monet__alloc(&s->team.host, size);
+    if (!p) return monet__no_memory(err, "snapshot", size);
+    memcpy(p, header, MONET__SNAPSHOT);
+    result = monet__file_move(file, p + MONET__SNAPSHOT, NULL, size - MONET__SNAPSHOT)
+                 ? monet__snapshot_body(s, p, size, err) : monet__io_fail(err, "read", path);
+    if (result == MONET_OK) monet__snapshot_apply(s, p, size);
+    monet__free(&s->team.host, p, size);
+    return result;
+}
+
+MONET_API monet_result monet_session_load(monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    uint8_t      header[MONET__SNAPSHOT];
+    monet__file  file;
+    monet_result result;
+    uint64_t     size;
+    MONET__NEED(ARGUMENT, session && path, "load: session or path is NULL");
+    MONET__TRY(monet__file_open(path, &file, &size, err));
+    if (size >= MONET__SNAPSHOT && !monet__file_move(file, header, NULL, MONET__SNAPSHOT))
+        result = monet__io_fail(err, "read", path);
+    else
+        result = monet__snapshot_read(session, file, path, header, size, err);
+    (void)monet__file_close(file, false);
+    if (result != MONET_OK) monet__name_file(err, path);
+    return result;
+}
+#endif
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling */
 MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
@@ -9310,6 +9576,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__POSIX
 #undef MONET__ROWS
 #undef MONET__SECTION
+#undef MONET__SNAPSHOT
 #undef MONET__TABLE
 #undef MONET__TOKENS
 #undef MONET__TRY
