@@ -677,7 +677,7 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
                                             const int32_t *tokens, size_t count, double *plain,
                                             double *edited);
 
-/* ---- snapshots ----------------------------------------------------------------- >>snapshot_api
+/* ---- snapshots ------------------------------------------------------------------ >>snapshot_api
    The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
 /* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
@@ -6835,8 +6835,7 @@ struct monet_session {
     int                block;     /* queries of a head computed together */
     monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
     bool               capture, all_logits;
-    monet_tap_fn       tap_fn;
-    void              *tap_user;
+    monet_tap          tap;
     const monet_edit  *edit;         /* the caller's; NULL = none */
     uint64_t           edit_version; /* as the last eval found it */
     int                length;       /* tokens in the cache */
@@ -7053,9 +7052,17 @@ MONET_API const monet_error *monet_session_error(const monet_session *session)
 
 /* ---- eval ----------------------------------------------------------------------------- >>eval
    One batch of tokens through all layers. Each step is a function over tokens, heads or rows.    */
+static bool monet__tap_wants(const monet_tap *tap, monet_site site, int layer)
+{
+    return tap->fn && (!tap->sites || tap->sites >> site & 1) &&
+           (!tap->n_layers || (layer >= tap->first_layer &&
+                               layer - tap->first_layer < tap->n_layers));
+}
+
 static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
 {
-    return !s->tap_fn || s->tap_fn(s->tap_user, site, layer, s->first, s->n, data);
+    return !monet__tap_wants(&s->tap, site, layer) ||
+           s->tap.fn(s->tap.user, site, layer, s->first, s->n, data);
 }
 
 /* One row of a MONET_PANELS tensor in natural order. */
@@ -7298,23 +7305,34 @@ static monet_result monet__eval_moe(monet_session *s)
     return monet__tap(s, MONET_SITE_RESIDUAL, s->layer, s->x) ? MONET_OK : MONET_ERROR_CANCELLED;
 }
 
-/* Final norm and logits: of every token, or of the last one. */
-static monet_result monet__eval_logits(monet_session *s)
+/* Logits (rows,V) of what the final norm gave (rows,C). Returns the place of the first that is not
+   finite; -1 = all are.                                                                          */
+static int64_t monet__lm_head(monet_session *s, const monet_real *x, int rows, monet_real *logits)
 {
-    const monet_arch *a = &s->model->arch;
-    size_t            C = (size_t)a->dim, V = (size_t)a->vocab_size;
-    int               from = s->all_logits ? 0 : s->n - 1, rows = s->n - from;
-    monet__product    p = monet__product_of(s->model->lm_head, s->logits, V);
-    monet__eval_norm(s, s->model->norm);
-    if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    size_t         C = (size_t)s->model->arch.dim, V = (size_t)s->model->arch.vocab_size;
+    monet__product p = monet__product_of(s->model->lm_head, logits, V);
     s->in.parts = 1;
     s->in.n = rows;
-    for (int t = from; t < s->n; ++t) monet__split_token(s, t - from, s->h + (size_t)t * C);
+    for (int t = 0; t < rows; ++t) monet__split_token(s, t, x + (size_t)t * C);
     monet__linear_forward(&s->team, &p, 1, &s->in);
     for (size_t k = 0; k < (size_t)rows * V; ++k)
-        if (!(s->logits[k] - s->logits[k] == 0))
-            return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not "
-                               "finite", (int64_t)(k % V), s->first + from + (int)(k / V));
+        if (!(logits[k] - logits[k] == 0)) return (int64_t)k;
+    return -1;
+}
+
+/* Final norm, and if asked for logits: of every token, or of the last one. */
+static monet_result monet__eval_logits(monet_session *s, bool logits)
+{
+    const monet_arch *a = &s->model->arch;
+    int               from = s->all_logits ? 0 : s->n - 1, rows = s->n - from;
+    int64_t           bad;
+    monet__eval_norm(s, s->model->norm);
+    if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    if (!logits) return MONET_OK;
+    bad = monet__lm_head(s, s->h + (size_t)from * (size_t)a->dim, rows, s->logits);
+    if (bad >= 0)
+        return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not finite",
+                           bad % a->vocab_size, s->first + from + (int)(bad / a->vocab_size));
     s->n_logits = rows;
     return MONET_OK;
 }
@@ -7328,7 +7346,9 @@ static monet_result monet__eval_batch(monet_session *s, bool logits)
         result = monet__eval_attention(s);
         if (result == MONET_OK) result = monet__eval_moe(s);
     }
-    if (result == MONET_OK && (logits || s->tap_fn)) result = monet__eval_logits(s);
+    if (result == MONET_OK &&
+        (logits || monet__tap_wants(&s->tap, MONET_SITE_FINAL_NORM, s->model->arch.n_layers)))
+        result = monet__eval_logits(s, logits);
     if (result == MONET_ERROR_CANCELLED)
         return monet__fail(&s->error, result, "a tap asked to stop");
     return result;
@@ -7453,11 +7473,23 @@ MONET_API const monet_real *monet_session_logits(const monet_session *session)
            (size_t)(session->n_logits - 1) * (size_t)session->model->arch.vocab_size;
 }
 
-MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_fn fn, void *user)
+MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap)
 {
+    monet_error *err = session ? &session->error : NULL;
+    int          L;
     if (!session) return MONET_ERROR_ARGUMENT;
-    session->tap_fn = fn;
-    session->tap_user = user;
+    if (tap) {
+        L = session->model->arch.n_layers;
+        MONET__NEED(ARGUMENT, tap->sites >> (MONET_SITE_FINAL_NORM + 1) == 0,
+                    "tap: sites are %U: there is no such site", (uint64_t)tap->sites);
+        MONET__NEED(ARGUMENT, tap->first_layer >= -1 && tap->first_layer <= L &&
+                    tap->n_layers >= 0 && tap->n_layers <= L + 1 - tap->first_layer,
+                    "tap: %d layers from %d on, there are -1..%d", tap->n_layers, tap->first_layer,
+                    L);
+        session->tap = *tap;
+    } else {
+        memset(&session->tap, 0, sizeof session->tap);
+    }
     return MONET_OK;
 }
 

@@ -240,7 +240,7 @@ static void none_in_between(void)
     config.kv_dtype = MONET_F16;
     CHECK_EQ(monet_session_create(model, &config, &s, NULL), MONET_OK);
     calls = heap.calls;
-    CHECK_EQ(monet_session_set_tap(s, tap, &seen), MONET_OK);
+    CHECK_EQ(tiny_tap(s, tap, &seen), MONET_OK);
     CHECK_EQ(monet_session_eval(s, tokens, 5), MONET_OK);
     CHECK_EQ(monet_session_eval_embeddings(s, embeddings, 2), MONET_OK);
     CHECK_EQ(monet_session_sample(s, &sampler, &token, &logprob), MONET_OK);

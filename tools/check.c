@@ -622,12 +622,9 @@ static bool run_sequences(check *c, keep_fn keep, tool_error *err)
 
 static bool compute_sequences(check *c, tool_error *err)
 {
-    monet_tap tap;
+    monet_tap tap = {keep_hidden, c, 1u << MONET_SITE_EMBEDDING | 1u << MONET_SITE_RESIDUAL |
+                     1u << MONET_SITE_FINAL_NORM, 0, 0};
 
-    memset(&tap, 0, sizeof tap);
-    tap.fn = keep_hidden;
-    tap.user = c;
-    tap.sites = 1 << MONET_SITE_EMBEDDING | 1 << MONET_SITE_RESIDUAL | 1 << MONET_SITE_FINAL_NORM;
     if (c->arrays[HIDDEN].found != NULL && c->B > 0 &&
         monet_session_set_tap(c->session, &tap) != MONET_OK)
         return session_failed(c, "hidden", err);
