@@ -7964,12 +7964,13 @@ static void monet__write_number(char out[48], float f)
             char exponent[22];
             p = monet__append(monet__append(p, d), "e");
             p = monet__append(p, monet__decimal(exponent, (uint64_t)(int64_t)zeros, zeros < 0));
-        } else {
-            if (point <= 0) p = monet__append(p, "0.");
-            for (; point < 0; ++point) *p++ = '0';
+        } else if (point > 0) {
             for (; *d; *p++ = *d++)
-                if (zeros < 0 && point-- == 0 && p > out && p[-1] != '.') *p++ = '.';
+                if (point-- == 0) *p++ = '.';
             for (; zeros > 0; --zeros) *p++ = '0';
+        } else {
+            for (p = monet__append(p, "0."); point < 0; ++point) *p++ = '0';
+            p = monet__append(p, d);
         }
         *p = 0;
         if (monet__read_number(out, p, &back) == p && (float)back == f) return;
@@ -8093,7 +8094,7 @@ static monet_result monet__edit_rule(monet__words *w)
         return monet__bad_word(w, "name, shape, remove, scale or force");
     if (!monet__is(w, "remove") &&
         (!monet__word(w) || monet__read_number(w->word, w->p, &value) != w->p ||
-         !(value >= -FLT_MAX && value <= FLT_MAX)))
+         !(value > -3.40282356e38 && value < 3.40282356e38))) /* rounds to a finite float */
         return monet__bad_word(w, "a number");
     if (!monet__word(w)) return monet__bad_word(w, "a place: G1, L0 or all");
     if (monet__word_number(w, "G", routers, &n) && n) where = MONET_ROUTER((int32_t)n - 1);
