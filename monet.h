@@ -577,7 +577,8 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
 enum { MONET_ALL = -1 };
 #define MONET_ROUTER(g) (-2 - (g))
 
-/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters. */
+/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters without
+   #; the first and the last are no blanks.                                                       */
 MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
                                          monet_edit **out, monet_error *err);
 /* NULL is allowed. No session may hold it: monet_session_set_edit(session, NULL) first, or free the
@@ -7757,6 +7758,15 @@ static monet_result monet__edit_own(monet_edit *e, int first, int end, monet_err
     return MONET_OK;
 }
 
+/* Room for so many pairs more, so that forcing them cannot fail halfway. */
+static bool monet__forced_room(const monet_edit *e, monet__change *t, size_t more)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N, least = 2 * t->capacity + 8;
+    size_t capacity = t->n_forced + more < NN ? t->n_forced + more : NN;
+    if (capacity <= t->capacity) return true;
+    return monet__forced_grow(e, t, capacity > least ? capacity : least);
+}
+
 /* amount 0 takes the pair off the list. */
 static bool monet__change_force(const monet_edit *e, monet__change *t, int i, int j, float amount)
 {
@@ -7804,6 +7814,9 @@ static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int
     MONET__NEED(ARGUMENT, value - value == 0, "edit: expert (%d,%d): %s is not finite", i, j,
                 force ? "amount" : "factor");
     MONET__TRY(monet__edit_own(e, first, end, err));
+    for (int l = first; force && value != 0 && l < end; ++l)
+        if (!monet__forced_room(e, e->of[l], (size_t)(i < 0 ? N : 1) * (size_t)(j < 0 ? N : 1)))
+            return monet__edit_memory(e, err);
     ++e->version;
     for (int l = first; l < end; ++l) {
         monet__change *t = e->of[l];
@@ -7838,9 +7851,9 @@ MONET_API monet_result monet_edit_create(const monet_model *model, const char *n
     MONET__NEED(ARGUMENT, model && out && name, "edit: model, name or out is NULL");
     MONET__NEED(STATE, model->has_weights, "the model is a tokenizer alone, no weights");
     for (size_t k = 0; k < n; ++k)
-        if (name[k] < 32 || name[k] > 126) n = 0;
+        if (name[k] < 32 || name[k] > 126 || name[k] == '#') n = 0; /* # begins a comment */
     MONET__NEED(ARGUMENT, n && n < sizeof e->name && name[0] != ' ' && name[n - 1] != ' ',
-                "edit: a name has 1..63 printable characters, the first and last no blank");
+                "edit: a name has 1..63 printable characters, no #, the first and last no blank");
     size = sizeof *e + 2 * (uint64_t)model->arch.n_layers * sizeof *e->of;
     e = (monet_edit *)monet__alloc(&model->host, size);
     if (!e) return monet__no_memory(err, "edit", size);
@@ -8130,7 +8143,8 @@ static monet_result monet__edit_named(monet__words *w)
     size_t      n = 0;
     if (!monet__word(w)) return monet__bad_word(w, "a name");
     for (const char *p = w->word; p < w->end && *p != '\n' && *p != '#'; ++p, ++n)
-        if (n + 1 >= sizeof e->name || (*p != '\r' && (*p < 32 || *p > 126)))
+        if (n + 1 >= sizeof e->name || *p > 126 ||
+            (*p < 32 && (*p != '\r' || (p + 1 < w->end && p[1] != '\n'))))
             return monet__bad_word(w, "a name of at most 63 printable characters");
         else e->name[n] = *p, w->p = p + 1;
     while (n && (e->name[n - 1] == ' ' || e->name[n - 1] == '\r')) --n;
@@ -8210,7 +8224,7 @@ MONET_API monet_result monet_edit_parse(const monet_model *model, const char *te
     monet__words w;
     monet_result result;
     if (out) *out = NULL;
-    MONET__NEED(ARGUMENT, text || !size, "edit: text is NULL");
+    MONET__NEED(ARGUMENT, out && (text || !size), "edit: text or out is NULL");
     memset(&w, 0, sizeof w);
     MONET__TRY(monet_edit_create(model, "edit", &w.edit, err));
     w.p = text, w.end = size ? text + size : text;
