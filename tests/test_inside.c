@@ -122,6 +122,7 @@ static int places(const monet_tap *tap, int L)
 
 static void chosen(const monet_model *m)
 {
+    static const uint32_t sites[] = {0, 1, 2, 4, 8, 16, 32, 63, 21, 42, 33, 31};
     const int L = monet_model_arch(m)->n_layers;
     monet_session_config c = {0};
     monet_session *s;
@@ -132,10 +133,11 @@ static void chosen(const monet_model *m)
     s = open_session(m, &c);
     CHECK_EQ(monet_session_eval(s, text, N_TOKENS), MONET_OK);
     memcpy(plain, monet_session_logits(s), size);
-    for (tap.sites = 0; tap.sites < 64; tap.sites++)
+    for (size_t k = 0; k < COUNT(sites); k++)
         for (tap.first_layer = -1; tap.first_layer <= L; tap.first_layer++)
             for (tap.n_layers = 0; tap.first_layer + tap.n_layers <= L + 1; tap.n_layers++) {
                 spy_on(m);
+                tap.sites = sites[k];
                 me.write = 1; /* back what it read: identical bits */
                 if (tap.sites) me.sites = tap.sites;
                 if (tap.n_layers) me.first = tap.first_layer;
