@@ -74,6 +74,7 @@
 
    (sections 3.1-3.3 of the paper). A half-expert with gate zero contributes exactly nothing, so its
    weights are not even read: work grows with the active half-experts (about 12 % of them), not N.
+   One entry of P is one expert: set it to 0 and the expert is gone (>>experts has an example).
 
    MONET.H DOES NOT
 
@@ -98,6 +99,8 @@
                           It must outlive its sessions.
      session              one sequence: its KV cache and logits. One thread at a time.
      writer               one file being written. One thread at a time.
+     edit                 which experts are removed, scaled, forced. Sessions borrow it: it outlives
+                          them, any number share it, and it is changed only while none evaluates.
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
      model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
@@ -4601,7 +4604,18 @@ static double monet__sigma(int k, int N)
 }
 
 /* ---- experts ----------------------------------------------------------------------- >>experts
-   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS).
+   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS). An example with
+   N = 4 and one head, whose gates are g1 = (0, 0.7, 0, 0.3) and g2 = (0.6, 0, 0.4, 0):
+
+               j=0    j=2    r            I = {1,3}, J = {0,2}: of 16 experts, 4 act on this token.
+        i=1    0.42   0.28   0.70         Expert (1,2) adds 0.28 E_12(n) to the stream, and y is
+        i=3    0.18   0.12   0.30         the sum of all four. Nobody adds them one by one: a_1
+        c      0.60   0.40                and a_2 are computed once and meet through P, r and c.
+
+   To remove expert (1,2) write 0 in its place; r_1 becomes 0.42 and c_2 0.12. No other expert
+   notices, since nothing is renormalised. No choice of gates could do that: with one head P is an
+   outer product of g1 and g2, and a zero in g1 or g2 takes a whole row or column, N experts, along.
+   So P itself is kept, as the list of its entries: a few hundred, of N*N = 262,144.
 
    One "slot" is one active half-expert of one token. Axis 0 holds the i, axis 1 the j of P.
      route    gates -> lists I, J and P (|I|,|J|) of each token; half-expert -> its slots
