@@ -16,6 +16,7 @@
 #include "explore_expert.h"
 #include "explore_explain.h"
 #include "explore_find.h"
+#include "explore_report.h"
 #include "explore_stats.h"
 #include "explore_tokens.h"
 #include "explore_unlearn.h"
@@ -31,9 +32,10 @@ static const subcommand subcommands[] = {
     {"stats", explore_stats, "texts -> a file with what every expert does on them"},
     {"expert", explore_expert, "one expert: how often, where, its tokens, what it promotes"},
     {"find", explore_find, "experts for a word, a label or a text"},
-    {"domains", explore_domains, "which experts belong to which label of the texts"},
-    {"unlearn", explore_unlearn, "what removing the experts of a label does to all texts"},
     {"explain", explore_explain, "the model says what an expert stands for"},
+    {"domains", explore_domains, "which experts belong to which label of the texts"},
+    {"unlearn", explore_unlearn, "what removing the experts of a label does to the texts of all"},
+    {"report", explore_report, "all of it as one HTML file, to look at in a browser"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
