@@ -56,7 +56,8 @@
                           >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
-                          >>routing >>sampling >>generation >>training >>undef
+                          >>routing >>edits >>attribution >>snapshots >>sampling >>generation
+                          >>training >>undef
 
    WHAT MONET IS
 
@@ -73,6 +74,7 @@
 
    (sections 3.1-3.3 of the paper). A half-expert with gate zero contributes exactly nothing, so its
    weights are not even read: work grows with the active half-experts (about 12 % of them), not N.
+   One entry of P is one expert: set it to 0 and the expert is gone (>>experts has an example).
 
    MONET.H DOES NOT
 
@@ -97,10 +99,12 @@
                           It must outlive its sessions.
      session              one sequence: its KV cache and logits. One thread at a time.
      writer               one file being written. One thread at a time.
+     edit                 which experts are removed, scaled, forced. Sessions borrow it: it outlives
+                          them, any number share it, and it is changed only while none evaluates.
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
      model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
-     encode (and so generate), create and save take scratch and free it.
+     encode (and so generate), create, save and load take scratch and free it.
 
    DETERMINISM
 
@@ -138,6 +142,17 @@
      7 moments            of AdamW, both as large as the data; behind them, XXH64 in the table
      Order and offsets are fixed, so a file with a gap, an overlap or a byte too many is refused.
      Readers skip sections that they do not know.
+
+   A SNAPSHOT             of a session, in memory or a file; little-endian, without padding
+
+     header, 72           magic "MONETKV\x1a", u32 version, u32 0x01020304, u64 size of all,
+                          u64 XXH64 of architecture and tensor entries (with their hashes),
+                          u32 kv_dtype, u32 L, u32 K, u32 D, u32 tokens, u32 logits (0 or V),
+                          u64 XXH64 of what is behind the header, u64 XXH64 of bytes 0..63
+     then                 u32 tokens that each layer saw (L), i32 tokens; for each layer the keys,
+                          then the values of these tokens: for each head and column group the rows
+                          as they lie in the cache (>>tensors; S rows are one panel); f32 logits
+     All but the numbers of the cache, which are any, is checked before anything changes.
 
    LICENCE                at the end of this file: public domain or MIT-0, your choice
 */
@@ -565,7 +580,8 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
 enum { MONET_ALL = -1 };
 #define MONET_ROUTER(g) (-2 - (g))
 
-/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters. */
+/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters without
+   #; the first and the last are no blanks.                                                       */
 MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
                                          monet_edit **out, monet_error *err);
 /* NULL is allowed. No session may hold it: monet_session_set_edit(session, NULL) first, or free the
@@ -634,16 +650,17 @@ typedef struct monet_tap {
    is no such site or layer.                                                                      */
 MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap);
 /* Evals end after this layer; the others are not run, and there are no logits. MONET_ALL = run all.
-   An eval that would go on deeper than the tokens before it is MONET_ERROR_STATE: rewind to 0.   */
+   An eval that would go on deeper than a token before it is MONET_ERROR_STATE: rewind first.     */
 MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer);
 
-/* ---- attribution ------------------------------------------------------------- >>attribution_api
+/* ---- attribution ----------------------------------------------------------- >>attribution_api
    Where a number of the residual stream or a logit comes from: exact, since experts add up.      */
 /* (C) of token `index` of the last eval; needs capture_activations. Sites of >>taps_api, after what
-   a tap wrote. NULL if there is none.                                                            */
+   a tap wrote; not FINAL_NORM. NULL if there is none. Valid until the next eval.                 */
 MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
                                                      int32_t layer, int32_t index);
-/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. */
+/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. The two
+   must not overlap.                                                                              */
 MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
                                           int32_t j, const monet_real *n, monet_real *out);
 /* out (C) = P[i,j] * E_ij(n): what it added to the residual stream of token `index` of the last
@@ -657,11 +674,12 @@ typedef struct monet_part {       /* a part of a logit */
     int32_t    i, j;              /* the expert */
     float      weight;            /* its P[i,j], edits applied */
     double     logit;             /* lm_head . (norm weight * part / rms of the stream) */
-    double     bias;              /* share of `logit` that comes from the expert's biases */
+    double     bias;              /* share of `logit` that comes from moe.b of its halves */
 } monet_part;
 /* The parts of logit `token` after token `index` of the last eval: embedding, then for each layer
-   attention and all experts whose weight is not 0. They sum up to the logit, unless a tap wrote to
-   the stream itself. *count is right even if capacity is too small. Needs capture_activations.   */
+   attention and all experts whose weight is not 0. They sum up to the logit (with set_last_layer,
+   to that of the lens), unless a tap wrote to MOE_OUT, RESIDUAL or FINAL_NORM. *count is right even
+   if capacity is too small (MONET_ERROR_CAPACITY). Needs capture_activations.                    */
 MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
                                                  int32_t token, monet_part *out, size_t capacity,
                                                  size_t *count);
@@ -669,16 +687,20 @@ MONET_API monet_result monet_session_attribution(monet_session *session, int32_t
    logits stay.                                                                                   */
 MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
                                           monet_real *logits);
-/* *nats = sum of -log p of tokens[1..count-1]. Starts from an empty session; needs all_logits. */
+/* *nats = sum of -log p of tokens[1..count-1]. Rewinds to 0 first; needs all_logits. Goes in pieces
+   of max_batch, so count may be as large as the context.                                         */
 MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
                                           size_t count, double *nats);
-/* The same without and with an edit; the session's own edit is put back afterwards. */
+/* The same without any edit and with this one. The session is empty afterwards, and has its own
+   edit again.                                                                                    */
 MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
                                             const int32_t *tokens, size_t count, double *plain,
                                             double *edited);
 
-/* ---- snapshots ----------------------------------------------------------------- >>snapshot_api
-   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
+/* ---- snapshots ---------------------------------------------------------------- >>snapshot_api
+   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.
+   Taps, edits and what was kept of the last eval are not in it. A model is known by its shape and
+   the hashes of its tensors, which a trainer does not renew: there, an update is not noticed.    */
 /* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
                                               size_t capacity, size_t *size);
@@ -4582,7 +4604,18 @@ static double monet__sigma(int k, int N)
 }
 
 /* ---- experts ----------------------------------------------------------------------- >>experts
-   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS).
+   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS). An example with
+   N = 4 and one head, whose gates are g1 = (0, 0.7, 0, 0.3) and g2 = (0.6, 0, 0.4, 0):
+
+               j=0    j=2    r            I = {1,3}, J = {0,2}: of 16 experts, 4 act on this token.
+        i=1    0.42   0.28   0.70         Expert (1,2) adds 0.28 E_12(n) to the stream, and y is
+        i=3    0.18   0.12   0.30         the sum of all four. Nobody adds them one by one: a_1
+        c      0.60   0.40                and a_2 are computed once and meet through P, r and c.
+
+   To remove expert (1,2) write 0 in its place; r_1 becomes 0.42 and c_2 0.12. No other expert
+   notices, since nothing is renormalised. No choice of gates could do that: with one head P is an
+   outer product of g1 and g2, and a zero in g1 or g2 takes a whole row or column, N experts, along.
+   So P itself is kept, as the list of its entries: a few hundred, of N*N = 262,144.
 
    One "slot" is one active half-expert of one token. Axis 0 holds the i, axis 1 the j of P.
      route    gates -> lists I, J and P (|I|,|J|) of each token; half-expert -> its slots
@@ -4591,6 +4624,26 @@ static double monet__sigma(int k, int N)
      V        y += s[slot] V_i + (row sum of P) B_i         by column, half-experts ascending
    A half-expert that no token of the chunk uses is not read. Tokens are walked in chunks that fit
    the memory; one token always fits, even if all its half-experts are active.                    */
+typedef struct monet__forced {
+    int32_t i, j;
+    float   amount;
+} monet__forced;
+
+typedef struct monet__change { /* what an edit does in one layer, or in several alike */
+    float         *factor;    /* (N,N) */
+    monet__forced *forced;    /* (n_forced) ascending; amounts are not 0 */
+    size_t         n_forced, capacity;
+    int            n_layers;  /* that use this table */
+} monet__change;
+
+struct monet_edit {
+    monet_host     host;
+    int32_t        N, L, G;
+    uint64_t       version;   /* moves on with each change */
+    monet__change **of, **made; /* (L) the table of each layer, NULL = unchanged; work space */
+    char           name[64];
+};
+
 typedef struct monet__experts { /* weights of a layer; NULL where an axis has none (HD) */
     const monet_tensor *u[2], *bias[2], *v[2], *b[2];
 } monet__experts;
@@ -4609,6 +4662,11 @@ typedef struct monet__moe {
     uint16_t   *active;         /* (max_tokens,2,N): I and J, ascending */
     int32_t    *n_active;       /* (max_tokens,2) */
     bool       *bad;            /* (max_tokens,2): a router logit was not finite */
+    const monet__change *table;  /* what an edit does to P in this layer; NULL = nothing */
+    uint16_t   *forced;         /* (max_tokens,2,N): I and J with the half-experts it forces */
+    int32_t    *n_forced;       /* (max_tokens,2) */
+    const uint16_t *list;       /* active or forced, and how many: what this layer goes by */
+    const int32_t  *n_list;
     /* routing of the chunk first..end-1 */
     int         first, end;
     uint32_t   *slot;           /* (max_tokens,2) first slot of a token */
@@ -4617,6 +4675,7 @@ typedef struct monet__moe {
     uint16_t   *at;             /* (max_pairs) their columns: places in the list J */
     uint16_t   *row;            /* (max_slots) how many there are in the row of this i */
     const monet_real *routed;   /* gates that the routing belongs to; NULL = none */
+    const monet__change *routed_table;
     monet_real *sums[2];        /* (max_slots) row sums, column sums of P */
     uint32_t   *start[2];       /* (N+1) half-expert -> its entries in users */
     uint32_t   *users[2];       /* (max_slots,2) token, slot; by half-expert, then by token */
@@ -4712,13 +4771,98 @@ static int monet__active_list(uint16_t *list, const monet_real *gates, int H, in
     return n;
 }
 
+/* ---- experts: edits --------------------------------------------------------------------------
+   An edit of the pair matrix is done where P is made: P[i,j] * factor[i,j] + amount[i,j]. So all
+   that follows, one token or many, is the same code with and without an edit. Only a forced pair
+   can lie outside I x J: its half-experts are added to the lists.                                */
+
+/* Place of the first forced pair that is not before (i,j). */
+static size_t monet__forced_place(const monet__change *table, int32_t i, int32_t j)
+{
+    size_t low = 0, high = table->n_forced;
+    while (low < high) {
+        size_t               k = (low + high) / 2;
+        const monet__forced *f = &table->forced[k];
+        if (f->i < i || (f->i == i && f->j < j)) low = k + 1;
+        else high = k;
+    }
+    return low;
+}
+
+/* Adds the half-experts of one axis that the table forces to the list of one token. */
+static int32_t monet__forced_list(uint16_t *out, const uint16_t *list, int32_t n, int axis,
+                                  const monet__change *table)
+{
+    const monet__forced *f = table->forced, *end = f + table->n_forced;
+    int32_t              total = n;
+    memcpy(out, list, (size_t)n * sizeof *out);
+    for (int32_t last = -1; f < end; ++f) {
+        int32_t value = axis ? f->j : f->i, low = 0, high = total;
+        if (value == last) continue;
+        last = value;
+        while (low < high) {
+            int32_t k = (low + high) / 2;
+            if (out[k] < value) low = k + 1;
+            else high = k;
+        }
+        if (low < total && out[low] == value) continue;
+        memmove(out + low + 1, out + low, (size_t)(total - low) * sizeof *out);
+        out[low] = (uint16_t)value;
+        ++total;
+    }
+    return total;
+}
+
+static void monet__moe_force(void *context, int t, int task)
+{
+    monet__moe *moe = (monet__moe *)context;
+    size_t      N = (size_t)moe->N;
+    (void)task;
+    for (size_t at = 2 * (size_t)t; at < 2 * (size_t)t + 2; ++at)
+        moe->n_forced[at] = monet__forced_list(moe->forced + at * N, moe->active + at * N,
+                                               moe->n_active[at], at % 2 != 0, moe->table);
+}
+
+/* The lists that this layer goes by. */
+static void monet__moe_lists(monet__moe *moe, monet__team *team, int n_tokens)
+{
+    bool forces = moe->table && moe->table->n_forced;
+    if (forces) monet__each(team, n_tokens, monet__moe_force, moe);
+    moe->list = forces ? moe->forced : moe->active;
+    moe->n_list = forces ? moe->n_forced : moe->n_active;
+}
+
+/* Row i of P over the columns J. */
+static void monet__edit_row(monet_real *row, const monet__change *table, int i, const uint16_t *J,
+                            size_t n_j, size_t N)
+{
+    const float *factor = table->factor + (size_t)i * N;
+    size_t       k = monet__forced_place(table, i, 0), j = 0;
+    for (size_t at = 0; at < n_j; ++at)
+        if (row[at] != 0) row[at] *= factor[J[at]];
+    for (; k < table->n_forced && table->forced[k].i == i; ++k) {
+        while (J[j] < table->forced[k].j) ++j;
+        row[j] += table->forced[k].amount;
+    }
+}
+
+/* The same for one pair. */
+static monet_real monet__edit_pair(const monet__change *table, int i, int j, size_t N,
+                                   monet_real score)
+{
+    size_t     k = monet__forced_place(table, i, j);
+    monet_real p = score * table->factor[(size_t)i * N + (size_t)j];
+    bool       forced = k < table->n_forced && table->forced[k].i == i && table->forced[k].j == j;
+    return forced ? p + table->forced[k].amount : p;
+}
+
 /* How many tokens from `first` on fit the chunk; gives each its place for slots and P. */
 static void monet__moe_chunk(monet__moe *moe, int first, int n_tokens)
 {
     uint64_t slots[2] = {0, 0}, pairs = 0;
     int      t = first;
     for (; t < n_tokens; ++t) {
-        const int32_t *n = moe->n_active + 2 * (size_t)t;
+        const int32_t *n = moe->n_list + 2 * (size_t)t;
         uint64_t       p = (uint64_t)n[0] * (uint64_t)n[1];
         if (slots[0] + (uint64_t)n[0] > moe->max_slots ||
             slots[1] + (uint64_t)n[1] > moe->max_slots || pairs + p > moe->max_pairs)
@@ -4739,8 +4883,8 @@ static void monet__moe_pairs(void *context, int item, int task)
 {
     monet__moe       *moe = (monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
-    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
+    const uint16_t   *I = moe->list + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     monet_real       *near = moe->scratch + (size_t)task * (2 * H * N + N); /* (H,n_j) g2 of J */
     monet_real       *dense = near + H * n_j;  /* (n_j) a row of P */
@@ -4758,6 +4902,7 @@ static void monet__moe_pairs(void *context, int item, int task)
             if (g > 0)
                 for (size_t j = 0; j < n_j; ++j) dense[j] += g * near[h * n_j + j];
         }
+        if (moe->table) monet__edit_row(dense, moe->table, I[i], J, n_j, N);
         r[i] = monet__sum(dense, n_j);
         for (size_t j = 0; j < n_j; ++j) { /* what is 0 is written over */
             c[j] += dense[j];
@@ -4779,30 +4924,33 @@ static void monet__moe_users(void *context, int axis, int task)
     (void)task;
     memset(start, 0, (N + 1) * sizeof *start);
     for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
-        for (int32_t k = 0; k < moe->n_active[2 * t + (size_t)axis]; ++k)
-            ++start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+        for (int32_t k = 0; k < moe->n_list[2 * t + (size_t)axis]; ++k)
+            ++start[moe->list[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
     for (size_t i = 0; i < N; ++i) start[i + 1] += start[i];
     for (size_t t = (size_t)moe->end; t-- > (size_t)moe->first;) /* backwards: ends become starts */
-        for (int32_t k = moe->n_active[2 * t + (size_t)axis]; k-- > 0;) {
-            uint32_t at = --start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+        for (int32_t k = moe->n_list[2 * t + (size_t)axis]; k-- > 0;) {
+            uint32_t at = --start[moe->list[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
             users[2 * at] = (uint32_t)t;
             users[2 * at + 1] = moe->slot[2 * t + (size_t)axis] + (uint32_t)k;
         }
     memmove(start, start + 1, N * sizeof *start); /* start[i+1] had become the start of i */
     start[N] = 0;
     for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
-        start[N] += (uint32_t)moe->n_active[2 * t + (size_t)axis];
+        start[N] += (uint32_t)moe->n_list[2 * t + (size_t)axis];
 }
 
 /* Lists and P of the chunk that begins at `first`, unless they are still in place: a router serves
    several layers.                                                                                */
 static void monet__moe_route(monet__moe *moe, monet__team *team, int first, int n_tokens)
 {
-    if (moe->routed == moe->gates && moe->first == 0 && moe->end == n_tokens) return;
+    bool same = moe->routed == moe->gates && moe->routed_table == moe->table;
+    if (same && moe->first == 0 && moe->end == n_tokens) return;
+    if (!same) monet__moe_lists(moe, team, n_tokens);
     monet__moe_chunk(moe, first, n_tokens);
     monet__each(team, moe->end - first, monet__moe_pairs, moe);
     monet__each(team, 2, monet__moe_users, moe);
     moe->routed = moe->gates;
+    moe->routed_table = moe->table;
 }
 
 /* A job by half-experts: they go to the task in whose share of the slots they begin, so that tasks
@@ -4900,7 +5048,7 @@ static void monet__moe_p(void *context, int item, int task)
 {
     const monet__moe *moe = (const monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), m = (size_t)moe->m;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
     size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
     size_t            rows = (size_t)moe->n_rows;
     const monet_real *p = moe->p + moe->pair[t], *a1 = moe->a[0] + slot_i * m;
@@ -5068,10 +5216,10 @@ static void monet__moe_dp(void *context, int item, int task)
 {
     monet__moe       *moe = (monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
     size_t            m = (size_t)moe->m, rows = (size_t)moe->n_rows;
     size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
-    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    const uint16_t   *I = moe->list + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     const monet_real *p = moe->p + moe->pair[t], *r = moe->sums[0] + slot_i;
     const uint16_t   *at = moe->at + moe->pair[t], *n_row = moe->row + slot_i;
@@ -6366,6 +6514,80 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
    folder is synced: at every moment the old file or the new one is there, whole. A failed fsync is
    never repeated: the system may have dropped the data, and the second call would succeed.       */
 #ifndef MONET_NO_STDIO
+/* Creates path.tmp.<pid>.<n>; temp has room for 40 characters more than the path. */
+static monet_result monet__temp_open(monet__file *file, char *temp, const char *path,
+                                     monet_error *err)
+{
+    char digits[22], *end = monet__append(temp, path);
+    end = monet__append(end, ".tmp.");
+    end = monet__append(end, monet__decimal(digits, (uint64_t)monet__process(), false));
+    end = monet__append(end, ".");
+    for (unsigned n = 0; n < 1000; ++n) {
+        (void)monet__append(end, monet__decimal(digits, n, false));
+        *file = monet__file_create(temp);
+        if (*file != MONET__NO_FILE) return MONET_OK;
+        if (errno != EEXIST) break;
+    }
+    return monet__io_fail(err, "create", temp);
+}
+
+/* Syncs, closes and renames it, or removes it. Cuts the path. */
+static monet_result monet__temp_commit(monet__file file, char *temp, char *path, monet_error *err)
+{
+    if (!monet__file_close(file, true)) {
+        (void)monet__io_fail(err, "sync", temp);
+    } else if (monet__file_rename(temp, path)) {
+        monet__sync_folder(path);
+        return MONET_OK;
+    } else {
+        (void)monet__io_fail(err, "rename the new file to", path);
+    }
+    (void)remove(temp);
+    return MONET_ERROR_IO;
+}
+
+/* A small file, whole in memory. */
+static monet_result monet__save_bytes(const monet_host *host, const char *path, const void *data,
+                                      uint64_t size, monet_error *err)
+{
+    size_t       n = strlen(path) + 40;
+    char        *names = (char *)monet__alloc(host, 2 * (uint64_t)n);
+    monet__file  file;
+    monet_result result;
+    if (!names) return monet__no_memory(err, path, 2 * (uint64_t)n);
+    (void)monet__append(names + n, path);
+    result = monet__temp_open(&file, names, path, err);
+    if (result == MONET_OK && !monet__file_move(file, NULL, data, size)) {
+        result = monet__io_fail(err, "write", names);
+        (void)monet__file_close(file, false);
+        (void)remove(names);
+    } else if (result == MONET_OK) {
+        result = monet__temp_commit(file, names, names + n, err);
+    }
+    monet__free(host, names, 2 * (uint64_t)n);
+    return result;
+}
+
+/* Reads a file of at most `most` bytes into a new block of *size + 64 bytes. */
+static monet_result monet__load_whole(const monet_host *host, const char *path, uint64_t most,
+                                      void **block, uint64_t *size, monet_error *err)
+{
+    monet__file  file;
+    monet_result result = MONET_OK;
+    *block = NULL;
+    MONET__TRY(monet__file_open(path, &file, size, err));
+    if (*size > most)
+        result = monet__fail(err, MONET_ERROR_FORMAT, "%s: file is %U bytes, more than %U", path,
+                             *size, most);
+    else if (!(*block = monet__alloc(host, *size + 64)))
+        result = monet__no_memory(err, path, *size + 64);
+    else if (!monet__file_move(file, *block, NULL, *size))
+        result = monet__io_fail(err, "read", path);
+    (void)monet__file_close(file, false);
+    if (result != MONET_OK) monet__free(host, *block, *size + 64);
+    return result;
+}
+
 struct monet_writer {
     monet_host    host;
     void         *arena;       /* the block that this struct lies in */
@@ -6427,20 +6649,6 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     return MONET_OK;
 }
 
-static monet_result monet__writer_open(monet_writer *w, monet_error *err)
-{
-    char digits[22], *end = monet__append(w->temp, w->path);
-    end = monet__append(end, ".tmp.");
-    end = monet__append(end, monet__decimal(digits, (uint64_t)monet__process(), false));
-    end = monet__append(end, ".");
-    for (unsigned n = 0; n < 1000; ++n) {
-        (void)monet__append(end, monet__decimal(digits, n, false));
-        w->file = monet__file_create(w->temp);
-        if (w->file != MONET__NO_FILE) return MONET_OK;
-        if (errno != EEXIST) break;
-    }
-    return monet__io_fail(err, "create", w->temp);
-}
 
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
@@ -6485,7 +6693,7 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     result = monet__writer_tensors(w, c, &total, err);
     if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
     if (result == MONET_OK && c->tokenizer) result = monet__writer_tokenizer(w, err);
-    if (result == MONET_OK) result = monet__writer_open(w, err);
+    if (result == MONET_OK) result = monet__temp_open(&w->file, w->temp, w->path, err);
     if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
         result = monet__io_fail(err, "write", w->temp);
     if (result == MONET_OK) *out = w;
@@ -6595,16 +6803,7 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
         return monet__io_fail(err, "write", w->temp);
     file = w->file;
     w->file = MONET__NO_FILE;
-    if (!monet__file_close(file, true)) {
-        (void)monet__io_fail(err, "sync", w->temp);
-    } else if (monet__file_rename(w->temp, w->path)) {
-        monet__sync_folder(w->path);
-        return MONET_OK;
-    } else {
-        (void)monet__io_fail(err, "rename the new file to", w->path);
-    }
-    (void)remove(w->temp);
-    return MONET_ERROR_IO;
+    return monet__temp_commit(file, w->temp, w->path, err);
 }
 
 MONET_API void monet_writer_free(monet_writer *writer)
@@ -6668,16 +6867,22 @@ struct monet_session {
     int                D, padded; /* size of a head, and padded to whole groups */
     int                block;     /* queries of a head computed together */
     monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
-    bool               capture, all_logits;
-    monet_tap_fn       tap_fn;
-    void              *tap_user;
+    bool               capture, keeps, all_logits;
+    monet_tap          tap;
+    const monet_edit  *edit;         /* the caller's; NULL = none */
+    uint64_t           edit_version; /* as the last eval found it */
+    int                n_run;        /* layers that evals run ... */
+    int                n_ran;        /* ... and that the last one did */
     int                length;       /* tokens in the cache */
     int                n_last;       /* tokens of the last eval, if it went well */
     int                n_logits;     /* rows of logits that are valid */
+    int32_t           *seen;         /* (L) tokens that went through a layer: never more than
+                                        through the one before it */
     int32_t           *tokens;       /* (S) */
     char              *keys, *values;/* (L,K) panels */
     monet_real        *cosine, *sine;/* (S,D/2) */
     monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
+    monet_real        *kept;         /* (1+4*L,B,C) see monet__site_data; NULL = not wanted */
     monet_real        *split;        /* (B,stride) input of a product */
     size_t             stride;
     monet__input       in;           /* the same, with what fast mode adds */
@@ -6712,12 +6917,15 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     arena.overflow = false;
     cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads;
     s->tokens = (int32_t *)monet__take(&arena, S, sizeof(int32_t));
+    s->seen = (int32_t *)monet__take(&arena, (uint64_t)a->n_layers, sizeof(int32_t));
     s->keys = (char *)monet__take(&arena, cache, s->key_panel.size);
     s->values = (char *)monet__take(&arena, cache, s->value_panel.size);
     s->cosine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->sine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->x = (monet_real *)monet__take(&arena, B * C, size);
     s->h = (monet_real *)monet__take(&arena, B * C, size);
+    if (s->keeps)
+        s->kept = (monet_real *)monet__take(&arena, 1 + 4 * (uint64_t)a->n_layers, B * C * size);
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
     s->in.x = s->split;
     s->in.stride = s->stride;
@@ -6736,6 +6944,8 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->logits = (monet_real *)monet__take(&arena, s->all_logits ? B * V : V, size);
     s->candidates = (monet__candidate *)monet__take(&arena, V, sizeof(monet__candidate));
     monet__moe_layout(&s->moe, &arena, s->team.n, s->capture ? routers : 1);
+    s->moe.forced = (uint16_t *)monet__take(&arena, B * 2 * (uint64_t)s->moe.N, 2);
+    s->moe.n_forced = (int32_t *)monet__take(&arena, B * 2, sizeof(int32_t));
     s->all_gates = s->moe.gates;
     s->all_active = s->moe.active;
     s->all_n_active = s->moe.n_active;
@@ -6771,6 +6981,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            "0..%d and 0 or more", full->context, full->max_batch, 1 << 24);
     if (!monet_dtype_size(full->kv_dtype))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "kv_dtype is %d", (int)full->kv_dtype);
+    if (full->capture_activations && !full->capture_routing)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "capture_activations needs capture_routing");
     if (full->mode != MONET_EXACT && full->mode != MONET_FAST)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "mode is %d, must be 0 or 1",
                            (int)full->mode);
@@ -6805,6 +7017,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     monet__session_panel(&s->key_panel, s, MONET_PANELS, full->kv_dtype);
     monet__session_panel(&s->value_panel, s, MONET_SUMS, full->kv_dtype);
     s->capture = full->capture_routing;
+    s->keeps = full->capture_activations;
+    s->n_run = a->n_layers;
     s->all_logits = full->all_logits;
     monet__moe_sizes(&s->moe, a, s->B);
     return MONET_OK;
@@ -6862,6 +7076,7 @@ MONET_API monet_result monet_session_create(const monet_model *model,
                            draft.team.n);
     }
     monet__rope_table(s->cosine, s->sine, s->S, s->D, (double)model->arch.rope_theta);
+    memset(s->seen, 0, (size_t)model->arch.n_layers * sizeof *s->seen);
     *out = s;
     return MONET_OK;
 }
@@ -6883,9 +7098,28 @@ MONET_API const monet_error *monet_session_error(const monet_session *session)
 
 /* ---- eval ----------------------------------------------------------------------------- >>eval
    One batch of tokens through all layers. Each step is a function over tokens, heads or rows.    */
+static bool monet__tap_wants(const monet_tap *tap, monet_site site, int layer)
+{
+    return tap->fn && (!tap->sites || tap->sites >> site & 1) &&
+           (!tap->n_layers || (layer >= tap->first_layer &&
+                               layer - tap->first_layer < tap->n_layers));
+}
+
+/* What capture_activations keeps of one site: (B,C). */
+static monet_real *monet__site_data(const monet_session *s, monet_site site, int layer)
+{
+    size_t at = site == MONET_SITE_EMBEDDING ? 0 : 4 * (size_t)layer + (size_t)site;
+    return s->kept + at * (size_t)s->B * (size_t)s->model->arch.dim;
+}
+
 static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
 {
-    return !s->tap_fn || s->tap_fn(s->tap_user, site, layer, s->first, s->n, data);
+    size_t size = (size_t)s->n * (size_t)s->model->arch.dim * sizeof *data;
+    if (monet__tap_wants(&s->tap, site, layer) &&
+        !s->tap.fn(s->tap.user, site, layer, s->first, s->n, data)) return false;
+    if (s->kept && site != MONET_SITE_FINAL_NORM)
+        memcpy(monet__site_data(s, site, layer), data, size);
+    return true;
 }
 
 /* One row of a MONET_PANELS tensor in natural order. */
@@ -7120,6 +7354,7 @@ static monet_result monet__eval_moe(monet_session *s)
     monet__each(&s->team, s->n, monet__step_split, s);
     if (router) result = monet__eval_router(s);
     if (result != MONET_OK) return result;
+    s->moe.table = s->edit ? s->edit->of[s->layer] : NULL;
     monet__moe_forward(&s->moe, &s->team, &layer->experts, &s->in);
     monet__each(&s->team, s->n, monet__step_moe_out, s);
     if (!monet__tap(s, MONET_SITE_MOE_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
@@ -7127,23 +7362,34 @@ static monet_result monet__eval_moe(monet_session *s)
     return monet__tap(s, MONET_SITE_RESIDUAL, s->layer, s->x) ? MONET_OK : MONET_ERROR_CANCELLED;
 }
 
-/* Final norm and logits: of every token, or of the last one. */
-static monet_result monet__eval_logits(monet_session *s)
+/* Logits (rows,V) of what the final norm gave (rows,C). Returns the place of the first that is not
+   finite; -1 = all are.                                                                          */
+static int64_t monet__lm_head(monet_session *s, const monet_real *x, int rows, monet_real *logits)
 {
-    const monet_arch *a = &s->model->arch;
-    size_t            C = (size_t)a->dim, V = (size_t)a->vocab_size;
-    int               from = s->all_logits ? 0 : s->n - 1, rows = s->n - from;
-    monet__product    p = monet__product_of(s->model->lm_head, s->logits, V);
-    monet__eval_norm(s, s->model->norm);
-    if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    size_t         C = (size_t)s->model->arch.dim, V = (size_t)s->model->arch.vocab_size;
+    monet__product p = monet__product_of(s->model->lm_head, logits, V);
     s->in.parts = 1;
     s->in.n = rows;
-    for (int t = from; t < s->n; ++t) monet__split_token(s, t - from, s->h + (size_t)t * C);
+    for (int t = 0; t < rows; ++t) monet__split_token(s, t, x + (size_t)t * C);
     monet__linear_forward(&s->team, &p, 1, &s->in);
     for (size_t k = 0; k < (size_t)rows * V; ++k)
-        if (!(s->logits[k] - s->logits[k] == 0))
-            return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not "
-                               "finite", (int64_t)(k % V), s->first + from + (int)(k / V));
+        if (!(logits[k] - logits[k] == 0)) return (int64_t)k;
+    return -1;
+}
+
+/* Final norm, and if asked for logits: of every token, or of the last one. */
+static monet_result monet__eval_logits(monet_session *s, bool logits)
+{
+    const monet_arch *a = &s->model->arch;
+    int               from = s->all_logits ? 0 : s->n - 1, rows = s->n - from;
+    int64_t           bad;
+    monet__eval_norm(s, s->model->norm);
+    if (!monet__tap(s, MONET_SITE_FINAL_NORM, a->n_layers, s->h)) return MONET_ERROR_CANCELLED;
+    if (!logits) return MONET_OK;
+    bad = monet__lm_head(s, s->h + (size_t)from * (size_t)a->dim, rows, s->logits);
+    if (bad >= 0)
+        return monet__fail(&s->error, MONET_ERROR_NUMERIC, "logit %D of position %d is not finite",
+                           bad % a->vocab_size, s->first + from + (int)(bad / a->vocab_size));
     s->n_logits = rows;
     return MONET_OK;
 }
@@ -7153,11 +7399,13 @@ static monet_result monet__eval_batch(monet_session *s, bool logits)
 {
     monet_result result = MONET_OK;
     if (!monet__tap(s, MONET_SITE_EMBEDDING, -1, s->x)) result = MONET_ERROR_CANCELLED;
-    for (s->layer = 0; result == MONET_OK && s->layer < s->model->arch.n_layers; ++s->layer) {
+    for (s->layer = 0; result == MONET_OK && s->layer < s->n_run; ++s->layer) {
         result = monet__eval_attention(s);
         if (result == MONET_OK) result = monet__eval_moe(s);
     }
-    if (result == MONET_OK && (logits || s->tap_fn)) result = monet__eval_logits(s);
+    if (result == MONET_OK && s->n_run == s->model->arch.n_layers &&
+        (logits || monet__tap_wants(&s->tap, MONET_SITE_FINAL_NORM, s->model->arch.n_layers)))
+        result = monet__eval_logits(s, logits);
     if (result == MONET_ERROR_CANCELLED)
         return monet__fail(&s->error, result, "a tap asked to stop");
     return result;
@@ -7172,6 +7420,9 @@ static monet_result monet__eval_check(monet_session *s, const void *input, size_
     if ((s->capture || s->all_logits) && count > (size_t)s->B)
         return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "%U tokens, with capture_routing or "
                            "all_logits at most max_batch %d a call", (uint64_t)count, s->B);
+    if (count && s->seen[s->n_run - 1] < s->length)
+        return monet__fail(&s->error, MONET_ERROR_STATE, "%d of %d tokens went through layer %d: "
+                           "rewind to them", s->seen[s->n_run - 1], s->length, s->n_run - 1);
     return MONET_OK;
 }
 
@@ -7181,6 +7432,7 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
 {
     size_t C = (size_t)s->model->arch.dim;
     s->n_last = s->n_logits = 0;
+    s->edit_version = s->edit ? s->edit->version : 0;
     for (size_t at = 0; at < count; at += (size_t)s->n) {
         monet_result result;
         s->first = s->length + (int)at;
@@ -7199,6 +7451,8 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
     }
     s->length += (int)count;
     s->n_last = (int)count;
+    s->n_ran = s->n_run;
+    for (int l = 0; l < s->n_run; ++l) s->seen[l] = s->length;
     return MONET_OK;
 }
 
@@ -7250,6 +7504,8 @@ MONET_API monet_result monet_session_rewind(monet_session *session, int32_t leng
                            length, session->length);
     session->length = length;
     session->n_logits = session->n_last = 0;
+    for (int l = 0; l < session->model->arch.n_layers; ++l)
+        if (session->seen[l] > length) session->seen[l] = length;
     return MONET_OK;
 }
 
@@ -7270,7 +7526,8 @@ MONET_API const int32_t *monet_session_tokens(const monet_session *session)
 
 MONET_API const monet_real *monet_session_logits_at(const monet_session *session, int32_t index)
 {
-    if (!session || !session->all_logits || index < 0 || index >= session->n_logits) return NULL;
+    if (!session || !session->all_logits || index < 0 || index >= session->n_logits ||
+        index >= session->n_last) return NULL; /* after a restore there was no last eval */
     return session->logits + (size_t)index * (size_t)session->model->arch.vocab_size;
 }
 
@@ -7281,11 +7538,34 @@ MONET_API const monet_real *monet_session_logits(const monet_session *session)
            (size_t)(session->n_logits - 1) * (size_t)session->model->arch.vocab_size;
 }
 
-MONET_API monet_result monet_session_set_tap(monet_session *session, monet_tap_fn fn, void *user)
+MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap)
 {
+    monet_error *err = session ? &session->error : NULL;
+    int          L;
     if (!session) return MONET_ERROR_ARGUMENT;
-    session->tap_fn = fn;
-    session->tap_user = user;
+    if (tap) {
+        L = session->model->arch.n_layers;
+        MONET__NEED(ARGUMENT, tap->sites >> (MONET_SITE_FINAL_NORM + 1) == 0,
+                    "tap: sites are %U: there is no such site", (uint64_t)tap->sites);
+        MONET__NEED(ARGUMENT, tap->first_layer >= -1 && tap->first_layer <= L &&
+                    tap->n_layers >= 0 && tap->n_layers <= L + 1 - tap->first_layer,
+                    "tap: %d layers from %d on, there are -1..%d", tap->n_layers, tap->first_layer,
+                    L);
+        session->tap = *tap;
+    } else {
+        memset(&session->tap, 0, sizeof session->tap);
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer)
+{
+    int L = session ? session->model->arch.n_layers : 0;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    if (layer < MONET_ALL || layer >= L)
+        return monet__fail(&session->error, MONET_ERROR_ARGUMENT, "last layer %d, must be -1..%d",
+                           layer, L - 1);
+    session->n_run = layer == MONET_ALL ? L : layer + 1;
     return MONET_OK;
 }
 
@@ -7296,10 +7576,13 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     const monet__moe *moe;
     size_t            token, N;
     if (!session || !out) return MONET_ERROR_ARGUMENT;
-    if (!session->capture || !session->n_last) return MONET_ERROR_STATE;
+    if (!session->capture || !session->n_last ||
+        (session->edit && session->edit->version != session->edit_version))
+        return MONET_ERROR_STATE;
     if (index < 0 || index >= session->n_last || layer < 0 ||
         layer >= session->model->arch.n_layers)
         return MONET_ERROR_ARGUMENT;
+    if (layer >= session->n_ran) return MONET_ERROR_STATE;
     moe = &session->moe;
     N = (size_t)moe->N;
     out->n_heads = moe->H;
@@ -7312,13 +7595,42 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     out->j = out->i + N;
     out->g1 = session->all_gates + 2 * token * (size_t)moe->H * N;
     out->g2 = out->g1 + (size_t)moe->H * N;
+    out->edit = session->edit;
+    out->layer = layer;
     return MONET_OK;
 }
 
-/* Is a stronger than b? Equal scores: the lower id. */
+static float monet__strength(const monet_expert *e)
+{
+    float weight = e->weight < 0 ? -e->weight : e->weight;
+    return weight > e->score ? weight : e->score;
+}
+
+/* The scores and weights of pair (i,j). */
+static monet_expert monet__pair(const monet_routing *r, const monet__change *table, int i, int j)
+{
+    size_t       N = (size_t)r->n_experts;
+    monet_real   score = 0;
+    monet_expert e;
+    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
+        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
+    e.i = i, e.j = j;
+    e.score = (float)score;
+    e.weight = table ? (float)monet__edit_pair(table, i, j, N, score) : e.score;
+    return e;
+}
+
+/* P[i,j] of any expert, active or not. */
+static monet_real monet__pair_weight(const monet_routing *r, int32_t i, int32_t j)
+{
+    return (monet_real)monet__pair(r, r->edit ? r->edit->of[r->layer] : NULL, i, j).weight;
+}
+
+/* Is a stronger than b? Equal ones: the lower id. */
 static bool monet__stronger(const monet_expert *a, const monet_expert *b)
 {
-    if (a->score != b->score) return a->score > b->score;
+    float x = monet__strength(a), y = monet__strength(b);
+    if (x != y) return x > y;
     return a->i != b->i ? a->i < b->i : a->j < b->j;
 }
 
@@ -7334,37 +7646,1253 @@ static void monet__expert_sink(monet_expert *heap, size_t n, monet_expert expert
     heap[k] = expert;
 }
 
+/* The strongest experts so far, as a heap in the caller's array. */
+typedef struct monet__strongest {
+    monet_expert *out;
+    size_t        n, capacity, total;
+    float         threshold;
+} monet__strongest;
+
+static void monet__expert_add(monet__strongest *best, monet_expert e)
+{
+    monet_expert *out = best->out;
+    if (!(monet__strength(&e) > best->threshold)) return;
+    ++best->total;
+    if (best->n < best->capacity) { /* it rises to its place */
+        size_t k = best->n++;
+        for (; k && monet__stronger(&out[(k - 1) / 2], &e); k = (k - 1) / 2)
+            out[k] = out[(k - 1) / 2];
+        out[k] = e;
+    } else if (best->n && monet__stronger(&e, &out[0])) {
+        monet__expert_sink(out, best->n, e);
+    }
+}
+
+static bool monet__listed(const uint16_t *list, int n, int value)
+{
+    for (int low = 0, k; low < n;) {
+        k = (low + n) / 2;
+        if (list[k] == value) return true;
+        if (list[k] < value) low = k + 1;
+        else n = k;
+    }
+    return false;
+}
+
 MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
                                        monet_expert *out, size_t capacity)
 {
-    size_t total = 0, n = 0, N, k;
-    if (!routing || (capacity && !out)) return 0;
-    N = (size_t)routing->n_experts;
-    for (int i = 0; i < routing->n_i; ++i)
-        for (int j = 0; j < routing->n_j; ++j) {
-            monet_expert e;
-            monet_real   score = 0;
-            e.i = routing->i[i], e.j = routing->j[j];
-            for (size_t h = 0; h < (size_t)routing->n_heads; ++h)
-                score += routing->g1[h * N + (size_t)e.i] * routing->g2[h * N + (size_t)e.j];
-            e.score = (float)score;
-            if (!(e.score > threshold)) continue;
-            ++total;
-            if (n < capacity) { /* it rises to its place */
-                for (k = n++; k && monet__stronger(&out[(k - 1) / 2], &e); k = (k - 1) / 2)
-                    out[k] = out[(k - 1) / 2];
-                out[k] = e;
-            } else if (n && monet__stronger(&e, &out[0])) {
-                monet__expert_sink(out, n, e);
-            }
-        }
-    while (n-- > 1) { /* heap sort: the weakest goes to the end */
-        monet_expert last = out[n];
-        out[n] = out[0];
-        monet__expert_sink(out, n, last);
+    const monet_routing *r = routing;
+    const monet__change  *table;
+    monet__strongest     best;
+    if (!r || (capacity && !out)) return 0;
+    best.out = out, best.capacity = capacity, best.threshold = threshold;
+    best.n = best.total = 0;
+    table = r->edit ? r->edit->of[r->layer] : NULL;
+    for (int i = 0; i < r->n_i; ++i)
+        for (int j = 0; j < r->n_j; ++j)
+            monet__expert_add(&best, monet__pair(r, table, r->i[i], r->j[j]));
+    for (size_t k = 0; table && k < table->n_forced; ++k) { /* what the router did not choose */
+        int i = table->forced[k].i, j = table->forced[k].j;
+        if (!monet__listed(r->i, r->n_i, i) || !monet__listed(r->j, r->n_j, j))
+            monet__expert_add(&best, monet__pair(r, table, i, j));
     }
-    return total;
+    while (best.n-- > 1) { /* heap sort: the weakest goes to the end */
+        monet_expert last = out[best.n];
+        out[best.n] = out[0];
+        monet__expert_sink(out, best.n, last);
+    }
+    return best.total;
 }
+
+/* ---- edits --------------------------------------------------------------------------- >>edits
+   A layer has a table of factors and forced amounts, or none; layers that are edited alike share
+   one. Before a layer is changed it gets tables that no other layer uses.                        */
+static void monet__change_release(const monet_edit *e, monet__change *t, int n_layers)
+{
+    uint64_t N = (uint64_t)e->N;
+    if (!t || (t->n_layers -= n_layers) > 0) return;
+    monet__free(&e->host, t->factor, N * N * sizeof *t->factor);
+    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *t->forced);
+    monet__free(&e->host, t, sizeof *t);
+}
+
+static bool monet__forced_grow(const monet_edit *e, monet__change *t, size_t capacity)
+{
+    monet__forced *more;
+    if (capacity <= t->capacity) return true;
+    more = (monet__forced *)monet__alloc(&e->host, (uint64_t)capacity * sizeof *more);
+    if (!more) return false;
+    if (t->n_forced) memcpy(more, t->forced, t->n_forced * sizeof *more);
+    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *more);
+    t->forced = more;
+    t->capacity = capacity;
+    return true;
+}
+
+/* A table of its own for n_layers; of NULL changes nothing yet. */
+static monet__change *monet__change_copy(const monet_edit *e, const monet__change *of, int n_layers)
+{
+    uint64_t      NN = (uint64_t)e->N * (uint64_t)e->N;
+    monet__change *t = (monet__change *)monet__alloc(&e->host, sizeof *t);
+    if (!t) return NULL;
+    memset(t, 0, sizeof *t);
+    t->n_layers = n_layers;
+    t->factor = (float *)monet__alloc(&e->host, NN * sizeof *t->factor);
+    if (!t->factor || (of && !monet__forced_grow(e, t, of->n_forced))) {
+        monet__change_release(e, t, n_layers);
+        return NULL;
+    }
+    if (of) memcpy(t->factor, of->factor, (size_t)NN * sizeof *t->factor);
+    for (uint64_t k = 0; !of && k < NN; ++k) t->factor[k] = 1;
+    if (of && of->n_forced) memcpy(t->forced, of->forced, of->n_forced * sizeof *t->forced);
+    t->n_forced = of ? of->n_forced : 0;
+    return t;
+}
+
+static monet_result monet__edit_memory(const monet_edit *e, monet_error *err)
+{
+    return monet__no_memory(err, "edit", (uint64_t)e->N * (uint64_t)e->N * sizeof(float));
+}
+
+/* Layers first..end-1 share no table with others afterwards. */
+static monet_result monet__edit_own(monet_edit *e, int first, int end, monet_error *err)
+{
+    for (int l = first; l < end; ++l) {
+        monet__change *t = e->of[l], *own;
+        int           inside = 0;
+        for (int m = first; m < end; ++m) inside += e->of[m] == t;
+        if (t && t->n_layers == inside) continue;
+        own = monet__change_copy(e, t, inside);
+        if (!own) return monet__edit_memory(e, err);
+        for (int m = first; m < end; ++m)
+            if (e->of[m] == t) e->of[m] = own;
+        monet__change_release(e, t, inside);
+    }
+    return MONET_OK;
+}
+
+/* Room for so many pairs more, so that forcing them cannot fail halfway. */
+static bool monet__forced_room(const monet_edit *e, monet__change *t, size_t more)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N, least = 2 * t->capacity + 8;
+    size_t capacity = t->n_forced + more < NN ? t->n_forced + more : NN;
+    if (capacity <= t->capacity) return true;
+    return monet__forced_grow(e, t, capacity > least ? capacity : least);
+}
+
+/* amount 0 takes the pair off the list. */
+static bool monet__change_force(const monet_edit *e, monet__change *t, int i, int j, float amount)
+{
+    size_t k = monet__forced_place(t, i, j), rest = t->n_forced - k;
+    bool   there = rest && t->forced[k].i == i && t->forced[k].j == j;
+    if (!there && amount == 0) return true;
+    if (!there && t->n_forced == t->capacity && !monet__forced_grow(e, t, 2 * t->capacity + 8))
+        return false;
+    if (amount == 0) {
+        memmove(t->forced + k, t->forced + k + 1, (rest - 1) * sizeof *t->forced);
+        --t->n_forced;
+        return true;
+    }
+    if (!there) {
+        if (rest) memmove(t->forced + k + 1, t->forced + k, rest * sizeof *t->forced);
+        ++t->n_forced;
+    }
+    t->forced[k].i = i, t->forced[k].j = j, t->forced[k].amount = amount;
+    return true;
+}
+
+/* Layers first..end-1 that `where` means; none if there is no such place. */
+static bool monet__edit_layers(const monet_edit *e, int32_t where, int *first, int *end)
+{
+    int64_t from = where, n = 1; /* MONET_ROUTER(g) is -2 - g */
+    if (where == MONET_ALL) from = 0, n = e->L;
+    if (where < MONET_ALL) from = (-2 - (int64_t)where) * e->G, n = e->G;
+    if (from >= e->L) return false;
+    *first = (int)from;
+    *end = from + n < e->L ? (int)(from + n) : e->L;
+    return true;
+}
+
+static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int32_t j, bool force,
+                                    float value, monet_error *err)
+{
+    int first = 0, end = 0, N;
+    MONET__NEED(ARGUMENT, e, "edit is NULL");
+    N = e->N;
+    MONET__NEED(ARGUMENT, monet__edit_layers(e, where, &first, &end),
+                "edit: place %d: there are %d layers and %d routers", where, e->L,
+                (e->L + e->G - 1) / e->G);
+    MONET__NEED(ARGUMENT, i >= MONET_ALL && i < N && j >= MONET_ALL && j < N,
+                "edit: expert (%d,%d): i and j must be 0..%d or MONET_ALL", i, j, N - 1);
+    MONET__NEED(ARGUMENT, value - value == 0, "edit: expert (%d,%d): %s is not finite", i, j,
+                force ? "amount" : "factor");
+    MONET__TRY(monet__edit_own(e, first, end, err));
+    for (int l = first; force && value != 0 && l < end; ++l)
+        if (!monet__forced_room(e, e->of[l], (size_t)(i < 0 ? N : 1) * (size_t)(j < 0 ? N : 1)))
+            return monet__edit_memory(e, err);
+    ++e->version;
+    for (int l = first; l < end; ++l) {
+        monet__change *t = e->of[l];
+        if (l > first && t == e->of[l - 1]) continue; /* done */
+        for (int a = i < 0 ? 0 : i; a <= (i < 0 ? N - 1 : i); ++a)
+            for (int b = j < 0 ? 0 : j; b <= (j < 0 ? N - 1 : j); ++b)
+                if (!force) t->factor[(size_t)a * (size_t)N + (size_t)b] = value;
+                else if (!monet__change_force(e, t, a, b, value)) return monet__edit_memory(e, err);
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_scale(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float factor, monet_error *err)
+{
+    return monet__edit_set(edit, where, i, j, false, factor, err);
+}
+
+MONET_API monet_result monet_edit_force(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float amount, monet_error *err)
+{
+    return monet__edit_set(edit, where, i, j, true, amount, err);
+}
+
+MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
+                                         monet_edit **out, monet_error *err)
+{
+    size_t      n = name ? strlen(name) : 0;
+    uint64_t    size;
+    monet_edit *e;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, model && out && name, "edit: model, name or out is NULL");
+    MONET__NEED(STATE, model->has_weights, "the model is a tokenizer alone, no weights");
+    for (size_t k = 0; k < n; ++k)
+        if (name[k] < 32 || name[k] > 126 || name[k] == '#') n = 0; /* # begins a comment */
+    MONET__NEED(ARGUMENT, n && n < sizeof e->name && name[0] != ' ' && name[n - 1] != ' ',
+                "edit: a name has 1..63 printable characters, no #, the first and last no blank");
+    size = sizeof *e + 2 * (uint64_t)model->arch.n_layers * sizeof *e->of;
+    e = (monet_edit *)monet__alloc(&model->host, size);
+    if (!e) return monet__no_memory(err, "edit", size);
+    memset(e, 0, (size_t)size);
+    e->host = model->host;
+    e->N = model->arch.moe_experts, e->L = model->arch.n_layers, e->G = model->arch.moe_groups;
+    e->of = (monet__change **)(void *)(e + 1);
+    e->made = e->of + e->L;
+    memcpy(e->name, name, n);
+    *out = e;
+    return MONET_OK;
+}
+
+MONET_API void monet_edit_free(monet_edit *edit)
+{
+    monet_host host;
+    if (!edit) return;
+    host = edit->host;
+    for (int l = 0; l < edit->L; ++l) monet__change_release(edit, edit->of[l], 1);
+    monet__free(&host, edit, sizeof *edit + 2 * (uint64_t)edit->L * sizeof *edit->of);
+}
+
+MONET_API const char *monet_edit_name(const monet_edit *edit) { return edit ? edit->name : ""; }
+
+/* t = t * next + amounts of next. */
+static bool monet__change_combine(const monet_edit *e, monet__change *t, const monet__change *next)
+{
+    size_t N = (size_t)e->N;
+    for (size_t k = 0; k < N * N; ++k) t->factor[k] *= next->factor[k];
+    for (size_t k = t->n_forced; k-- > 0;) {
+        monet__forced f = t->forced[k];
+        f.amount *= next->factor[(size_t)f.i * N + (size_t)f.j];
+        if (!monet__change_force(e, t, f.i, f.j, f.amount)) return false;
+    }
+    for (size_t k = 0; k < next->n_forced; ++k) {
+        const monet__forced *f = &next->forced[k];
+        size_t               at = monet__forced_place(t, f->i, f->j);
+        bool  there = at < t->n_forced && t->forced[at].i == f->i && t->forced[at].j == f->j;
+        float amount = f->amount + (there ? t->forced[at].amount : 0);
+        if (!monet__change_force(e, t, f->i, f->j, amount)) return false;
+    }
+    return true;
+}
+
+/* Products and sums of finite numbers may be too large. */
+static bool monet__change_finite(const monet_edit *e, const monet__change *t)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N;
+    for (size_t k = 0; k < NN; ++k)
+        if (!(t->factor[k] - t->factor[k] == 0)) return false;
+    for (size_t k = 0; k < t->n_forced; ++k)
+        if (!(t->forced[k].amount - t->forced[k].amount == 0)) return false;
+    return true;
+}
+
+/* Makes the combined tables beside the old ones: an error changes nothing. */
+static monet_result monet__edit_combined(monet_edit *e, const monet_edit *next, monet_error *err)
+{
+    for (int l = 0; l < e->L; ++l) {
+        int n = 0;
+        if (e->made[l] || !next->of[l]) continue;
+        for (int m = l; m < e->L; ++m) n += e->of[m] == e->of[l] && next->of[m] == next->of[l];
+        e->made[l] = monet__change_copy(e, e->of[l], 1);
+        if (!e->made[l] || !monet__change_combine(e, e->made[l], next->of[l]))
+            return monet__edit_memory(e, err);
+        MONET__NEED(ARGUMENT, monet__change_finite(e, e->made[l]),
+                    "edits combined: a factor or an amount of layer %d is not finite", l);
+        e->made[l]->n_layers = n;
+        for (int m = l + 1; m < e->L; ++m)
+            if (e->of[m] == e->of[l] && next->of[m] == next->of[l]) e->made[m] = e->made[l];
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_combine(monet_edit *edit, const monet_edit *next,
+                                          monet_error *err)
+{
+    monet_edit  *e = edit;
+    monet_result result;
+    MONET__NEED(ARGUMENT, e && next, "edit is NULL");
+    MONET__NEED(ARGUMENT, e->N == next->N && e->L == next->L && e->G == next->G,
+                "edits combined: one is for N=%d L=%d G=%d, the other for N=%d L=%d G=%d", e->N,
+                e->L, e->G, next->N, next->L, next->G);
+    result = monet__edit_combined(e, next, err);
+    for (int l = 0; l < e->L; ++l) {
+        monet__change *old = result == MONET_OK ? e->of[l] : e->made[l];
+        if (e->made[l] && result == MONET_OK) e->of[l] = e->made[l];
+        if (e->made[l]) monet__change_release(e, old, 1);
+        e->made[l] = NULL;
+    }
+    if (result == MONET_OK) ++e->version;
+    return result;
+}
+
+MONET_API monet_result monet_edit_get(const monet_edit *edit, int32_t layer, int32_t i, int32_t j,
+                                      float *factor, float *amount)
+{
+    const monet__change *t;
+    size_t              N, k;
+    if (!edit || layer < 0 || layer >= edit->L || i < 0 || i >= edit->N || j < 0 || j >= edit->N)
+        return MONET_ERROR_ARGUMENT;
+    t = edit->of[layer];
+    N = (size_t)edit->N;
+    if (factor) *factor = t ? t->factor[(size_t)i * N + (size_t)j] : 1;
+    if (amount) *amount = 0;
+    if (!t || !amount) return MONET_OK;
+    k = monet__forced_place(t, i, j);
+    if (k < t->n_forced && t->forced[k].i == i && t->forced[k].j == j)
+        *amount = t->forced[k].amount;
+    return MONET_OK;
+}
+
+MONET_API int64_t monet_edit_count(const monet_edit *edit, int32_t layer)
+{
+    const monet__change *t = edit && layer >= 0 && layer < edit->L ? edit->of[layer] : NULL;
+    size_t              N = edit ? (size_t)edit->N : 0;
+    int64_t             n = 0;
+    if (!t) return 0;
+    for (size_t k = 0; k < N * N; ++k) n += t->factor[k] != 1;
+    for (size_t k = 0; k < t->n_forced; ++k)
+        n += t->factor[(size_t)t->forced[k].i * N + (size_t)t->forced[k].j] == 1;
+    return n;
+}
+
+MONET_API monet_result monet_session_set_edit(monet_session *session, const monet_edit *edit)
+{
+    const monet_arch *a;
+    monet_error      *err;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    a = &session->model->arch;
+    err = &session->error;
+    MONET__NEED(ARGUMENT, !edit || (edit->N == a->moe_experts && edit->L == a->n_layers &&
+                                    edit->G == a->moe_groups),
+                "edit %s: for N=%d L=%d G=%d, the model has N=%d L=%d G=%d", edit->name, edit->N,
+                edit->L, edit->G, a->moe_experts, a->n_layers, a->moe_groups);
+    session->edit = edit;
+    session->n_last = 0; /* its routing belongs to the edit before */
+    return MONET_OK;
+}
+
+/* ---- edits: text -----------------------------------------------------------------------------
+   Numbers are read and written here, since libc's depend on the locale.                          */
+
+/* Digits with a point and an exponent, as far as they go; NULL = not a number. */
+static const char *monet__read_number(const char *p, const char *end, double *out)
+{
+    double value = 0, unit = 10;
+    int    digits = 0, scale = 0, exponent = 0;
+    bool   negative = p < end && *p == '-', point = false, down;
+    if (p < end && (*p == '-' || *p == '+')) ++p;
+    for (; p < end && ((*p >= '0' && *p <= '9') || (*p == '.' && !point)); ++p) {
+        if (*p == '.') {
+            point = true;
+        } else {
+            if (value < 1e17) value = 10 * value + (*p - '0'), scale -= point;
+            else scale += !point; /* digits that a double cannot hold */
+            ++digits;
+        }
+    }
+    if (!digits) return NULL;
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        down = ++p < end && *p == '-';
+        if (p < end && (*p == '-' || *p == '+')) ++p;
+        if (p == end || *p < '0' || *p > '9') return NULL;
+        for (; p < end && *p >= '0' && *p <= '9'; ++p)
+            if (exponent < 100000) exponent = 10 * exponent + (*p - '0');
+        scale += down ? -exponent : exponent;
+    }
+    down = scale < 0;
+    for (scale = down ? -scale : scale; scale && value != 0; scale /= 2, unit *= unit)
+        if (scale % 2) value = down ? value / unit : value * unit;
+    *out = negative ? -value : value;
+    return p;
+}
+
+/* The shortest text that reads as f again, terminated. */
+static void monet__write_number(char out[48], float f)
+{
+    double value = f < 0 ? -(double)f : (double)f, unit = 1, back = 0;
+    int    e = 0;
+    while (value >= 10) value /= 10, ++e; /* |f| = value * 10^e */
+    while (value > 0 && value < 1) value *= 10, --e;
+    for (int n = 0; n < 9; ++n, unit *= 10) { /* one digit more each time */
+        char        digits[22], *p = out;
+        const char *d = monet__decimal(digits, (uint64_t)(value * unit + 0.5), false);
+        int         zeros = e - n, point = (int)strlen(d) + zeros; /* digits before the point */
+        if (f < 0) *p++ = '-';
+        if (zeros > 6 || point < -6) {
+            char exponent[22];
+            p = monet__append(monet__append(p, d), "e");
+            p = monet__append(p, monet__decimal(exponent, (uint64_t)(int64_t)zeros, zeros < 0));
+        } else if (point > 0) {
+            for (; *d; *p++ = *d++)
+                if (point-- == 0) *p++ = '.';
+            for (; zeros > 0; --zeros) *p++ = '0';
+        } else {
+            for (p = monet__append(p, "0."); point < 0; ++point) *p++ = '0';
+            p = monet__append(p, d);
+        }
+        *p = 0;
+        if (monet__read_number(out, p, &back) == p && (float)back == f) return;
+    }
+}
+
+typedef struct monet__words { /* the words of a text */
+    const char  *p, *end, *word; /* the rest; the last word */
+    size_t       size;           /* of the word */
+    int32_t      line;
+    monet_edit  *edit;
+    monet_error *err;
+} monet__words;
+
+/* The next word of this line; false at its end. */
+static bool monet__word(monet__words *w)
+{
+    const char *p = w->p;
+    while (p < w->end && (*p == ' ' || *p == '\t' || *p == '\r')) ++p;
+    if (p < w->end && *p == '#')
+        while (p < w->end && *p != '\n') ++p;
+    w->word = p;
+    while (p < w->end && *p != ' ' && *p != '\t' && *p != '\r' && *p != '\n' && *p != '#') ++p;
+    w->size = (size_t)(p - w->word);
+    w->p = p;
+    return w->size > 0;
+}
+
+/* The first word of the next line that has one; false at the end of the text. */
+static bool monet__line(monet__words *w)
+{
+    for (;;) {
+        if (monet__word(w)) return true;
+        if (w->p >= w->end) return false;
+        ++w->p; /* a line feed */
+        ++w->line;
+    }
+}
+
+static bool monet__is(const monet__words *w, const char *text)
+{
+    return w->size == strlen(text) && !memcmp(w->word, text, w->size);
+}
+
+static monet_result monet__bad_word(const monet__words *w, const char *expected)
+{
+    char   shown[41];
+    size_t n = w->size < 40 ? w->size : 40;
+    memcpy(shown, w->word, n);
+    shown[n] = 0;
+    return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: '%s': expected %s", w->line, shown,
+                       expected);
+}
+
+/* The word is `before` and a whole number, of at most `most`. */
+static bool monet__word_number(const monet__words *w, const char *before, int64_t most,
+                               int64_t *out)
+{
+    size_t n = strlen(before);
+    if (w->size <= n || memcmp(w->word, before, n) != 0) return false;
+    for (*out = 0; n < w->size; ++n) {
+        if (w->word[n] < '0' || w->word[n] > '9') return false;
+        *out = 10 * *out + (w->word[n] - '0');
+        if (*out > most) return false;
+    }
+    return true;
+}
+
+static monet_result monet__edit_shape(monet__words *w)
+{
+    static const char *const names[3] = {"N=", "L=", "G="};
+    const int32_t            needed[3] = {w->edit->N, w->edit->L, w->edit->G};
+    for (int k = 0; k < 3; ++k) {
+        int64_t value = 0;
+        if (!monet__word(w) || !monet__word_number(w, names[k], INT32_MAX, &value))
+            return monet__bad_word(w, "the model's shape, as N=512 L=24 G=4");
+        if (value != needed[k])
+            return monet__fail(w->err, MONET_ERROR_ARGUMENT, "line %d: the edit is for a model "
+                               "with %s%D, this one has %s%d", w->line, names[k], value, names[k],
+                               needed[k]);
+    }
+    return MONET_OK;
+}
+
+/* The rest of the line is the name. */
+static monet_result monet__edit_named(monet__words *w)
+{
+    monet_edit *e = w->edit;
+    size_t      n = 0;
+    if (!monet__word(w)) return monet__bad_word(w, "a name");
+    for (const char *p = w->word; p < w->end && *p != '\n' && *p != '#'; ++p, ++n)
+        if (n + 1 >= sizeof e->name || *p > 126 ||
+            (*p < 32 && (*p != '\r' || (p + 1 < w->end && p[1] != '\n'))))
+            return monet__bad_word(w, "a name of at most 63 printable characters");
+        else e->name[n] = *p, w->p = p + 1;
+    while (n && (e->name[n - 1] == ' ' || e->name[n - 1] == '\r')) --n;
+    e->name[n] = 0;
+    return MONET_OK;
+}
+
+/* What a rule is about: E17, i=3, j=5, or all experts. */
+static monet_result monet__edit_target(monet__words *w, int32_t where, bool force, float value)
+{
+    int64_t N = w->edit->N, n = 0;
+    int32_t i = MONET_ALL, j = MONET_ALL;
+    if (monet__word_number(w, "E", N * N - 1, &n)) i = (int32_t)(n / N), j = (int32_t)(n % N);
+    else if (monet__word_number(w, "i=", N - 1, &n)) i = (int32_t)n;
+    else if (monet__word_number(w, "j=", N - 1, &n)) j = (int32_t)n;
+    else if (!monet__is(w, "all"))
+        return monet__bad_word(w, "an expert E0..N*N-1, a row i=0..N-1, a column j=0..N-1 or all");
+    return monet__edit_set(w->edit, where, i, j, force, value, w->err);
+}
+
+/* remove WHERE TARGET..., scale FACTOR WHERE TARGET..., force AMOUNT WHERE TARGET... */
+static monet_result monet__edit_rule(monet__words *w)
+{
+    bool    force = monet__is(w, "force");
+    int64_t n = 0, G = w->edit->G, routers = (w->edit->L + G - 1) / G;
+    double  value = 0;
+    int32_t where = MONET_ALL;
+    if (!force && !monet__is(w, "scale") && !monet__is(w, "remove"))
+        return monet__bad_word(w, "name, shape, remove, scale or force");
+    if (!monet__is(w, "remove") &&
+        (!monet__word(w) || monet__read_number(w->word, w->p, &value) != w->p ||
+         !(value > -3.40282356e38 && value < 3.40282356e38))) /* rounds to a finite float */
+        return monet__bad_word(w, "a number");
+    if (!monet__word(w)) return monet__bad_word(w, "a place: G1, L0 or all");
+    if (monet__word_number(w, "G", routers, &n) && n) where = MONET_ROUTER((int32_t)n - 1);
+    else if (monet__word_number(w, "L", w->edit->L - 1, &n)) where = (int32_t)n;
+    else if (!monet__is(w, "all"))
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: expected a place: G1..G%D, "
+                           "L0..L%d or all", w->line, routers, w->edit->L - 1);
+    if (!monet__word(w)) return monet__bad_word(w, "an expert, as E17");
+    do MONET__TRY(monet__edit_target(w, where, force, (float)value));
+    while (monet__word(w));
+    return MONET_OK;
+}
+
+static monet_result monet__edit_lines(monet__words *w)
+{
+    bool shaped = false;
+    if (!monet__line(w) || !monet__is(w, "monet-edit") || !monet__word(w))
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: not an edit: expected monet-edit "
+                           "1", w->line);
+    if (!monet__is(w, "1"))
+        return monet__fail(w->err, MONET_ERROR_VERSION, "line %d: a newer edit: this version of "
+                           "monet.h knows monet-edit 1", w->line);
+    while (monet__line(w)) {
+        if (monet__is(w, "name")) {
+            MONET__TRY(monet__edit_named(w));
+        } else if (monet__is(w, "shape")) {
+            MONET__TRY(monet__edit_shape(w));
+            shaped = true;
+        } else if (shaped) {
+            MONET__TRY(monet__edit_rule(w));
+        } else {
+            return monet__bad_word(w, "the shape of the model first, as shape N=512 L=24 G=4");
+        }
+        if (monet__word(w)) return monet__bad_word(w, "the end of the line");
+    }
+    if (!shaped)
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: the text ends without a shape",
+                           w->line);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_parse(const monet_model *model, const char *text, size_t size,
+                                        monet_edit **out, monet_error *err)
+{
+    monet__words w;
+    monet_result result;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, out && (text || !size), "edit: text or out is NULL");
+    memset(&w, 0, sizeof w);
+    MONET__TRY(monet_edit_create(model, "edit", &w.edit, err));
+    w.p = text, w.end = size ? text + size : text;
+    w.line = 1, w.err = err;
+    result = monet__edit_lines(&w);
+    if (result == MONET_OK) *out = w.edit;
+    else monet_edit_free(w.edit);
+    return result;
+}
+
+typedef struct monet__text { /* of which as much is kept as there is room for */
+    char  *text;
+    size_t size, capacity;
+} monet__text;
+
+static void monet__text_add(monet__text *t, const char *s)
+{
+    for (; *s; ++s, ++t->size)
+        if (t->size < t->capacity) t->text[t->size] = *s;
+}
+
+static void monet__text_number(monet__text *t, const char *before, uint64_t n)
+{
+    char digits[22];
+    monet__text_add(t, before);
+    monet__text_add(t, monet__decimal(digits, n, false));
+}
+
+/* One expert of a rule: on the line before, if that has the same value and is not long. */
+static void monet__text_rule(monet__text *t, const char *verb, const char *where, float value,
+                             uint64_t id, float *last, int *n)
+{
+    char number[48];
+    if (*n == 0 || *n == 16 || *last != value) {
+        monet__text_add(t, *n ? "\n" : "");
+        monet__text_add(t, *verb == 's' && value == 0 ? "remove" : verb);
+        if (*verb != 's' || value != 0) {
+            monet__write_number(number, value);
+            monet__text_add(t, " ");
+            monet__text_add(t, number);
+        }
+        monet__text_add(t, where);
+        *n = 0;
+    }
+    monet__text_number(t, " E", id);
+    *last = value;
+    ++*n;
+}
+
+/* All rules of a table, at one place. */
+static void monet__text_change(monet__text *t, const monet_edit *e, const monet__change *table,
+                              const char *where)
+{
+    size_t N = (size_t)e->N;
+    float  last = 0;
+    int    n = 0;
+    for (size_t id = 0; id < N * N; ++id)
+        if (table->factor[id] != 1)
+            monet__text_rule(t, "scale", where, table->factor[id], (uint64_t)id, &last, &n);
+    monet__text_add(t, n ? "\n" : "");
+    n = 0;
+    for (size_t k = 0; k < table->n_forced; ++k)
+        monet__text_rule(t, "force", where, table->forced[k].amount,
+                         (uint64_t)table->forced[k].i * N + (uint64_t)table->forced[k].j, &last,
+                         &n);
+    monet__text_add(t, n ? "\n" : "");
+}
+
+/* For all layers at once if they are edited alike, else for a router's layers, else for one. */
+static void monet__text_layers(monet__text *t, const monet_edit *e)
+{
+    for (int first = 0, n; first < e->L; first += n) {
+        int         group = e->L - first < e->G ? e->L - first : e->G, alike = 1;
+        char        where[32], digits[22];
+        const char *number = "";
+        while (first + alike < e->L && e->of[first + alike] == e->of[first]) ++alike;
+        n = alike == e->L ? alike : first % e->G == 0 && alike >= group ? group : 1;
+        if (!e->of[first]) continue;
+        if (n == 1) number = monet__decimal(digits, (uint64_t)first, false);
+        else if (n < e->L) number = monet__decimal(digits, (uint64_t)(first / e->G + 1), false);
+        monet__append(monet__append(where, n == e->L ? " all" : n == 1 ? " L" : " G"), number);
+        monet__text_change(t, e, e->of[first], where);
+    }
+}
+
+MONET_API monet_result monet_edit_text(const monet_edit *edit, char *text, size_t capacity,
+                                       size_t *size)
+{
+    monet__text t;
+    if (size) *size = 0;
+    if (!edit || !size || (capacity && !text)) return MONET_ERROR_ARGUMENT;
+    t.text = text, t.size = 0, t.capacity = capacity;
+    monet__text_add(&t, "monet-edit 1\nname ");
+    monet__text_add(&t, edit->name);
+    monet__text_number(&t, "\nshape N=", (uint64_t)edit->N);
+    monet__text_number(&t, " L=", (uint64_t)edit->L);
+    monet__text_number(&t, " G=", (uint64_t)edit->G);
+    monet__text_add(&t, "\n");
+    monet__text_layers(&t, edit);
+    *size = t.size;
+    return t.size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_edit_load(const monet_model *model, const char *path, monet_edit **out,
+                                       monet_error *err)
+{
+    void        *block;
+    uint64_t     size = 0;
+    monet_result result;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, model && path && out, "edit: model, path or out is NULL");
+    MONET__TRY(monet__load_whole(&model->host, path, (uint64_t)1 << 30, &block, &size, err));
+    result = monet_edit_parse(model, (const char *)block, (size_t)size, out, err);
+    monet__free(&model->host, block, size + 64);
+    if (result != MONET_OK) monet__name_file(err, path);
+    return result;
+}
+
+MONET_API monet_result monet_edit_save(const monet_edit *edit, const char *path, monet_error *err)
+{
+    size_t       size = 0;
+    char        *text;
+    monet_result result;
+    MONET__NEED(ARGUMENT, edit && path, "edit or path is NULL");
+    (void)monet_edit_text(edit, NULL, 0, &size);
+    text = (char *)monet__alloc(&edit->host, size);
+    if (!text) return monet__no_memory(err, "edit", size);
+    (void)monet_edit_text(edit, text, size, &size);
+    result = monet__save_bytes(&edit->host, path, text, size, err);
+    monet__free(&edit->host, text, size);
+    return result;
+}
+#endif
+
+/* ---- attribution --------------------------------------------------------------- >>attribution
+   Experts add up: y = sum_ij P[i,j] E_ij(n), so a logit is a sum over experts too. With d the
+   direction of the logit in the residual stream, e1_i = V1_i d and e2_j = V2_j d (rows of V):
+
+     HD  d.E_ij = a_i . e2_j + d.bias2_j
+     VD  d.E_ij = a1_i . (e1_i + e2_j)[0..m) + a2_j . (e1_i + e2_j)[m..2m) + d.(B1_i, B2_j)
+
+   so what is as long as C is done once for each active half-expert, not for each pair.           */
+MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
+                                                     int32_t layer, int32_t index)
+{
+    const monet_session *s = session;
+    if (!s || !s->kept || (unsigned)site >= MONET_SITE_FINAL_NORM || index < 0 ||
+        index >= s->n_last || (site == MONET_SITE_EMBEDDING ? layer != -1
+                                                            : layer < 0 || layer >= s->n_ran))
+        return NULL;
+    return monet__site_data(s, site, layer) + (size_t)index * (size_t)s->model->arch.dim;
+}
+
+static double monet__row_dot(const monet_tensor *t, size_t row, const monet_real *x)
+{
+    monet_real group[MONET__GROUP];
+    double     sum = 0;
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        sum += (double)group[c % MONET__GROUP] * (double)x[c];
+    }
+    return sum;
+}
+
+static void monet__row_add(monet_real *out, monet_real scale, const monet_tensor *t, size_t row)
+{
+    monet_real group[MONET__GROUP];
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        out[c] += scale * group[c % MONET__GROUP];
+    }
+}
+
+/* One hidden unit of one axis: a row of U. */
+static monet_real monet__hidden(const monet__experts *w, int axis, size_t row, const monet_real *n)
+{
+    double z = monet__row_dot(w->u[axis], row, n) +
+               (double)monet__get(w->bias[axis]->data, MONET_F32, row);
+    return (monet_real)(z > 0 ? z * z : z - z);
+}
+
+static void monet__expert(const monet_model *model, int layer, size_t i, size_t j,
+                          const monet_real *n, monet_real *out)
+{
+    const monet__experts *w = &model->layers[layer].experts;
+    size_t      C = (size_t)model->arch.dim, M = (size_t)model->arch.moe_dim;
+    bool        vd = model->arch.decompose == MONET_VERTICAL;
+    size_t      m = vd ? M / 2 : M;
+    monet_real *second = vd ? out + C / 2 : out; /* outputs of V2 */
+    memset(out, 0, C * sizeof *out);
+    for (size_t u = 0; u < M; ++u) { /* units of a_i, then (VD) those of a_j */
+        monet_real a = u < m ? monet__hidden(w, 0, i * m + u, n)
+                             : monet__hidden(w, 1, j * m + u - m, n);
+        if (a == 0) continue;
+        if (vd) monet__row_add(out, a, w->v[0], i * M + u);
+        monet__row_add(second, a, w->v[1], j * M + u);
+    }
+    if (vd) monet__row_add(out, 1, w->b[0], i);
+    monet__row_add(second, 1, w->b[1], j);
+}
+
+static bool monet__is_expert(const monet_model *model, int layer, int i, int j)
+{
+    const monet_arch *a = &model->arch;
+    return model->has_weights && layer >= 0 && layer < a->n_layers && i >= 0 &&
+           i < a->moe_experts && j >= 0 && j < a->moe_experts;
+}
+
+MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
+                                          int32_t j, const monet_real *n, monet_real *out)
+{
+    fenv_t own;
+    if (!model || !n || !out || !monet__is_expert(model, layer, i, j)) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    monet__expert(model, layer, (size_t)i, (size_t)j, n, out);
+    monet__mode_end(&own);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_contribution(const monet_session *session, int32_t index,
+                                                  int32_t layer, int32_t i, int32_t j,
+                                                  monet_real *out)
+{
+    monet_routing     r;
+    monet_real        weight;
+    const monet_real *n = monet_session_activation(session, MONET_SITE_MOE_IN, layer, index);
+    if (!session || !out || !monet__is_expert(session->model, layer, i, j))
+        return MONET_ERROR_ARGUMENT;
+    if (!session->kept) return MONET_ERROR_STATE;
+    MONET__TRY(monet_session_routing(session, index, layer, &r));
+    MONET__TRY(monet_model_expert(session->model, layer, i, j, n, out));
+    weight = monet__pair_weight(&r, i, j);
+    for (size_t c = 0; c < (size_t)session->model->arch.dim; ++c)
+        out[c] = weight != 0 ? weight * out[c] : 0;
+    return MONET_OK;
+}
+
+/* A token and layer whose experts are taken apart; a, s and sums of the moe hold, for each place in
+   the lists of half-experts, hidden units, V_i d and B_i d.                                      */
+typedef struct monet__parts {
+    monet_session    *s;
+    monet_routing     r;
+    const uint16_t   *list[2]; /* half-experts of the router, and those that an edit forces */
+    int32_t           n_list[2];
+    const monet_real *n, *d;
+    monet_part       *out;
+    size_t            capacity, count;
+} monet__parts;
+
+static void monet__parts_half(void *context, int item, int task)
+{
+    const monet__parts   *p = (const monet__parts *)context;
+    const monet__moe     *moe = &p->s->moe;
+    const monet__experts *w = &p->s->model->layers[p->s->layer].experts;
+    int               axis = item >= p->n_list[0];
+    size_t            slot = (size_t)(axis ? item - p->n_list[0] : item), m = (size_t)moe->m;
+    size_t            i = p->list[axis][slot], M = (size_t)moe->n_rows;
+    const monet_real *d = axis && !moe->horizontal ? p->d + moe->width : p->d;
+    (void)task;
+    for (size_t q = 0; w->u[axis] && q < m; ++q)
+        moe->a[axis][slot * m + q] = monet__hidden(w, axis, i * m + q, p->n);
+    if (!w->v[axis]) return;
+    for (size_t q = 0; q < M; ++q)
+        moe->s[axis][slot * M + q] = (monet_real)monet__row_dot(w->v[axis], i * M + q, d);
+    moe->sums[axis][slot] = (monet_real)monet__row_dot(w->b[axis], i, d);
+}
+
+/* d.E_ij of two places in the lists; *bias is the part that does not depend on n. */
+static double monet__pair_logit(const monet__moe *moe, size_t i, size_t j, double *bias)
+{
+    size_t            m = (size_t)moe->m, M = (size_t)moe->n_rows;
+    const monet_real *a1 = moe->a[0] + i * m, *a2 = moe->a[1] + j * m;
+    const monet_real *e1 = moe->s[0] + i * M, *e2 = moe->s[1] + j * M;
+    double            sum = 0;
+    *bias = (double)moe->sums[1][j] + (moe->horizontal ? 0 : (double)moe->sums[0][i]);
+    for (size_t q = 0; q < m; ++q)
+        if (moe->horizontal)
+            sum += (double)a1[q] * (double)e2[q];
+        else
+            sum += (double)a1[q] * ((double)e1[q] + (double)e2[q]) +
+                   (double)a2[q] * ((double)e1[m + q] + (double)e2[m + q]);
+    return sum + *bias;
+}
+
+static void monet__parts_add(monet__parts *p, monet_site site, int layer, const monet_real *x)
+{
+    monet_part part = {site, layer, 0, 0, 0, 0, 0};
+    if (p->count++ >= p->capacity) return;
+    for (size_t c = 0; c < (size_t)p->s->model->arch.dim; ++c)
+        part.logit += (double)x[c] * (double)p->d[c];
+    p->out[p->count - 1] = part;
+}
+
+static void monet__parts_lists(monet__parts *p)
+{
+    monet__moe          *moe = &p->s->moe;
+    const monet__change *change = p->r.edit ? p->r.edit->of[p->r.layer] : NULL;
+    p->list[0] = p->r.i, p->list[1] = p->r.j;
+    p->n_list[0] = p->r.n_i, p->n_list[1] = p->r.n_j;
+    for (int axis = 0; axis < 2 && change && change->n_forced; ++axis) {
+        uint16_t *list = moe->forced + axis * moe->N;
+        p->n_list[axis] = monet__forced_list(list, p->list[axis], p->n_list[axis], axis, change);
+        p->list[axis] = list;
+    }
+}
+
+/* All experts of the layer s->layer whose weight is not 0. */
+static void monet__parts_experts(monet__parts *p)
+{
+    monet_session *s = p->s;
+    double         logit, bias;
+    monet__parts_lists(p);
+    if (p->count < p->capacity)
+        monet__each(&s->team, p->n_list[0] + p->n_list[1], monet__parts_half, p);
+    for (size_t i = 0; i < (size_t)p->n_list[0]; ++i)
+        for (size_t j = 0; j < (size_t)p->n_list[1]; ++j) {
+            monet_part part = {MONET_SITE_MOE_OUT, s->layer, p->list[0][i], p->list[1][j], 0, 0, 0};
+            double     weight = (double)monet__pair_weight(&p->r, part.i, part.j);
+            if (weight == 0 || p->count++ >= p->capacity) continue;
+            logit = monet__pair_logit(&s->moe, i, j, &bias);
+            part.weight = (float)weight;
+            part.logit = weight * logit;
+            part.bias = weight * bias;
+            p->out[p->count - 1] = part;
+        }
+}
+
+/* d (C): what a number of the stream x adds to a logit. */
+static void monet__logit_direction(const monet_session *s, monet_real *d, int token,
+                                   const monet_real *x)
+{
+    const monet_real *weight = (const monet_real *)s->model->norm->data;
+    size_t            C = (size_t)s->model->arch.dim;
+    double            square = 0, rstd;
+    for (size_t c = 0; c < C; ++c) square += (double)x[c] * (double)x[c];
+    rstd = 1 / sqrt(square / (double)C + (double)s->model->arch.norm_eps);
+    monet__embed(d, s->model->lm_head, token);
+    for (size_t c = 0; c < C; ++c) d[c] = (monet_real)((double)d[c] * (double)weight[c] * rstd);
+}
+
+MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
+                                                 int32_t token, monet_part *out, size_t capacity,
+                                                 size_t *count)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    monet__parts   p;
+    monet_result   result = MONET_OK;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && count && (out || !capacity), "attribution: out or count is NULL");
+    MONET__NEED(STATE, s->kept && s->n_last, "attribution: needs capture_activations and an eval");
+    MONET__NEED(ARGUMENT, index >= 0 && index < s->n_last && token >= 0 &&
+                token < s->model->arch.vocab_size, "attribution: logit %d after token %d of the "
+                "last eval, there are %d and %d", token, index, s->model->arch.vocab_size,
+                s->n_last);
+    memset(&p, 0, sizeof p);
+    p.s = s, p.d = s->q, p.out = out, p.capacity = capacity;
+    monet__mode_begin(&own);
+    s->moe.routed = NULL; /* its work memory is used here */
+    monet__logit_direction(s, s->q, token, monet_session_activation(s, MONET_SITE_RESIDUAL,
+                                                                    s->n_ran - 1, index));
+    monet__parts_add(&p, MONET_SITE_EMBEDDING, -1,
+                     monet_session_activation(s, MONET_SITE_EMBEDDING, -1, index));
+    for (int l = 0; result == MONET_OK && l < s->n_ran; ++l) {
+        s->layer = l;
+        p.n = monet_session_activation(s, MONET_SITE_MOE_IN, l, index);
+        monet__parts_add(&p, MONET_SITE_ATTENTION_OUT, l,
+                         monet_session_activation(s, MONET_SITE_ATTENTION_OUT, l, index));
+        result = monet_session_routing(s, index, l, &p.r);
+        if (result == MONET_OK) monet__parts_experts(&p);
+    }
+    monet__mode_end(&own);
+    MONET__NEED(STATE, result == MONET_OK, "attribution: the edit was changed since the eval");
+    *count = p.count;
+    return p.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
+                                          monet_real *logits)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    int64_t        bad;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && x && logits, "lens: x or logits is NULL");
+    monet__mode_begin(&own);
+    monet__rmsnorm_forward(s->h, x, (const monet_real *)s->model->norm->data, s->model->arch.dim,
+                           (monet_real)s->model->arch.norm_eps);
+    bad = monet__lm_head(s, s->h, 1, logits);
+    monet__mode_end(&own);
+    MONET__NEED(NUMERIC, bad < 0, "lens: logit %D is not finite", bad);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    double         sum = 0;
+    MONET__NEED(ARGUMENT, s && (tokens || !count) && nats, "loss: tokens or nats is NULL");
+    MONET__NEED(STATE, s->all_logits, "loss: needs all_logits");
+    MONET__NEED(STATE, s->n_run == s->model->arch.n_layers, "loss: no logits with set_last_layer");
+    MONET__NEED(CONTEXT_FULL, count <= (size_t)s->S, "loss: %U tokens, the context is %d",
+                (uint64_t)count, s->S);
+    MONET__TRY(monet_session_rewind(s, 0));
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < (size_t)s->B ? count - at : (size_t)s->B;
+        MONET__TRY(monet_session_eval(s, tokens + at, n));
+        for (size_t k = 0; k < n && at + k + 1 < count; ++k)
+            sum -= monet_logprob(monet_session_logits_at(s, (int32_t)k), s->model->arch.vocab_size,
+                                 tokens[at + k + 1]);
+    }
+    *nats = sum;
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
+                                            const int32_t *tokens, size_t count, double *plain,
+                                            double *edited)
+{
+    const monet_edit *own;
+    monet_result      result;
+    if (!session || !plain || !edited) return MONET_ERROR_ARGUMENT;
+    own = session->edit;
+    result = monet_session_set_edit(session, edit); /* one of another shape: before any work */
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, edited);
+    if (result == MONET_OK) result = monet_session_set_edit(session, NULL);
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, plain);
+    (void)monet_session_set_edit(session, own);
+    (void)monet_session_rewind(session, 0);
+    return result;
+}
+
+/* ---- snapshots ------------------------------------------------------------------- >>snapshots
+   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that a reader
+   of a file knows how much to read before it reads more.                                         */
+#define MONET__SNAPSHOT 72 /* bytes of the header */
+static const uint8_t monet__snapshot_magic[8] = {'M', 'O', 'N', 'E', 'T', 'K', 'V', 0x1a};
+
+static uint64_t monet__fingerprint(const monet_model *model)
+{
+    uint8_t     bytes[MONET__ENTRY];
+    monet__hash hash;
+    monet__sink sink = {bytes, 0};
+    monet__hash_begin(&hash);
+    monet__emit_arch(&sink, &model->arch);
+    monet__hash_add(&hash, bytes, (size_t)sink.n);
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        sink.n = 0;
+        monet__emit_tensor(&sink, &model->tensors[k]);
+        monet__hash_add(&hash, bytes, (size_t)sink.n);
+    }
+    return monet__hash_end(&hash);
+}
+
+/* Bytes of the first rows of a column group. Values in bf16 are kept in pairs of rows. */
+static uint64_t monet__cache_rows(const monet_tensor *t, int rows)
+{
+    bool pairs = t->layout == MONET_SUMS && t->dtype == MONET_BF16;
+    return monet__round_up((uint64_t)rows, pairs ? 2 : 1) * monet__row_bytes(t->dtype);
+}
+
+/* Bytes of the keys and values of the first tokens in one layer. */
+static uint64_t monet__cache_bytes(const monet_session *s, int tokens)
+{
+    uint64_t groups = (uint64_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel);
+    return groups * (monet__cache_rows(&s->key_panel, tokens) +
+                     monet__cache_rows(&s->value_panel, tokens));
+}
+
+/* Between the cache and a snapshot: to `out`, or else from `in`. */
+static void monet__cache_move(const monet_session *s, uint8_t *out, const uint8_t *in)
+{
+    size_t groups = (size_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel), at = 0;
+    for (int part = 0; part < 2 * s->model->arch.n_layers; ++part) {
+        const monet_tensor *t = part % 2 ? &s->value_panel : &s->key_panel;
+        int                 rows = s->seen[part / 2];
+        size_t              size = (size_t)monet__cache_rows(t, rows), step = monet__group_bytes(t);
+        bool                alone = rows % 2 && size != (size_t)rows * monet__row_bytes(t->dtype);
+        char *cache = (part % 2 ? s->values : s->keys) + (size_t)(part / 2) * groups * step;
+        for (size_t k = 0; k < groups; ++k, cache += step, at += size) {
+            char *to = out ? (char *)out + at : cache;
+            memcpy(to, out ? cache : (const char *)in + at, size);
+            for (size_t c = 0; alone && c < MONET__GROUP; ++c) /* the other row of the last pair */
+                memset(to + size - 4 * MONET__GROUP + 4 * c + 2, 0, 2);
+        }
+    }
+}
+
+MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
+                                              size_t capacity, size_t *size)
+{
+    const monet_session *s = session;
+    const monet_real    *logits = monet_session_logits(s);
+    const monet_arch    *a = s ? &s->model->arch : NULL;
+    uint64_t             bytes = MONET__SNAPSHOT, V;
+    monet__sink          sink = {(uint8_t *)data, 0};
+    if (!s || !size || (capacity && !data)) return MONET_ERROR_ARGUMENT;
+    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float)) return MONET_ERROR_UNSUPPORTED;
+    V = logits ? (uint64_t)a->vocab_size : 0;
+    bytes += 4 * ((uint64_t)a->n_layers + (uint64_t)s->length + V);
+    for (int l = 0; l < a->n_layers; ++l) bytes += monet__cache_bytes(s, s->seen[l]);
+    *size = (size_t)bytes; /* a session is as large, and fits the address space */
+    if (bytes > capacity) return MONET_ERROR_CAPACITY;
+    sink.n = MONET__SNAPSHOT;
+    monet__emit_ints(&sink, s->seen, a->n_layers);
+    monet__emit_ints(&sink, s->tokens, s->length);
+    monet__cache_move(s, sink.p + sink.n, NULL);
+    if (logits) memcpy(sink.p + bytes - 4 * V, logits, 4 * (size_t)V);
+    sink.n = 0;
+    monet__emit_bytes(&sink, monet__snapshot_magic, 8);
+    monet__emit(&sink, 1 | (uint64_t)0x01020304 << 32, 8); /* 1: version */
+    monet__emit(&sink, bytes, 8);
+    monet__emit(&sink, monet__fingerprint(s->model), 8);
+    monet__emit(&sink, (uint64_t)s->key_panel.dtype | (uint64_t)a->n_layers << 32, 8);
+    monet__emit(&sink, (uint64_t)a->n_kv_heads | (uint64_t)s->D << 32, 8);
+    monet__emit(&sink, (uint64_t)s->length | V << 32, 8);
+    monet__emit(&sink, monet__hash_of(sink.p + MONET__SNAPSHOT, (size_t)bytes - MONET__SNAPSHOT),
+                8);
+    monet__emit(&sink, monet__hash_of(sink.p, 64), 8);
+    return MONET_OK;
+}
+
+/* The header of a snapshot of `size` bytes, and its size as far as that follows from the header. */
+static monet_result monet__snapshot_header(const monet_session *s, const uint8_t *p, uint64_t size,
+                                           monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint64_t          length, logits, least;
+    MONET__NEED(UNSUPPORTED, !MONET__BIG_ENDIAN && sizeof(monet_real) == sizeof(float),
+                "this build (big-endian, or MONET_REAL not float) has no snapshots");
+    MONET__NEED(FORMAT, size >= MONET__SNAPSHOT, "%U bytes: too short for a snapshot", size);
+    MONET__NEED(FORMAT, !memcmp(p, monet__snapshot_magic, 8), "magic bytes: not a snapshot");
+    MONET__NEED(FORMAT, monet__u64(p + 64) == monet__hash_of(p, 64), "snapshot: hash of the header "
+                "does not match");
+    MONET__NEED(VERSION, monet__u32(p + 8) == 1, "snapshot is version %U, this reads 1",
+                (uint64_t)monet__u32(p + 8));
+    MONET__NEED(FORMAT, monet__u32(p + 12) == 0x01020304u, "snapshot: byte order tag");
+    MONET__NEED(FORMAT, monet__u64(p + 16) == size, "snapshot is %U bytes, its header says %U",
+                size, monet__u64(p + 16));
+    MONET__NEED(ARGUMENT, monet__u64(p + 24) == monet__fingerprint(s->model),
+                "snapshot is of another model");
+    MONET__NEED(ARGUMENT, monet__u32(p + 32) == (uint32_t)s->key_panel.dtype,
+                "snapshot has a cache of %s, the session has %s",
+                monet_dtype_name((monet_dtype)monet__u32(p + 32)),
+                monet_dtype_name(s->key_panel.dtype));
+    MONET__NEED(FORMAT, monet__u32(p + 36) == (uint32_t)a->n_layers &&
+                monet__u32(p + 40) == (uint32_t)a->n_kv_heads &&
+                monet__u32(p + 44) == (uint32_t)s->D, "snapshot: shape of the cache");
+    length = monet__u32(p + 48), logits = monet__u32(p + 52);
+    MONET__NEED(FORMAT, !logits || (logits == (uint64_t)a->vocab_size && length),
+                "snapshot: %U logits after %U tokens", logits, length);
+    MONET__NEED(CONTEXT_FULL, length <= (uint64_t)s->S, "snapshot of %U tokens, the context is %d",
+                length, s->S);
+    least = MONET__SNAPSHOT + 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, size >= least && (size - least) / (uint64_t)a->n_layers <=
+                monet__cache_bytes(s, (int)length), "snapshot: %U bytes for %U tokens", size,
+                length);
+    return MONET_OK;
+}
+
+/* What is behind a header that is right. */
+static monet_result monet__snapshot_body(const monet_session *s, const uint8_t *p, uint64_t size,
+                                         monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint32_t          length = monet__u32(p + 48), logits = monet__u32(p + 52), last = length;
+    const uint8_t    *at = p + MONET__SNAPSHOT;
+    uint64_t          bytes = MONET__SNAPSHOT;
+    MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(at, (size_t)size - MONET__SNAPSHOT),
+                "snapshot: hash does not match");
+    for (int l = 0; l < a->n_layers; ++l, at += 4) {
+        uint32_t seen = monet__u32(at);
+        MONET__NEED(FORMAT, l ? seen <= last : seen == length, "snapshot: layer %d saw %U of %U "
+                    "tokens", l, (uint64_t)seen, (uint64_t)last);
+        last = seen;
+        bytes += monet__cache_bytes(s, (int)seen);
+    }
+    MONET__NEED(FORMAT, !logits || last == length, "snapshot: logits without the last layer");
+    bytes += 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, bytes == size, "snapshot is %U bytes, expected %U", size, bytes);
+    for (uint32_t k = 0; k < length; ++k, at += 4) /* -1: an embedding */
+        MONET__NEED(FORMAT, monet__u32(at) + 1 <= (uint32_t)a->vocab_size, "snapshot: token %U",
+                    (uint64_t)k);
+    for (at = p + size - 4 * (uint64_t)logits; at < p + size; at += 4)
+        MONET__NEED(FORMAT, (monet__u32(at) & 0x7f800000u) != 0x7f800000u,
+                    "snapshot: a logit is not finite");
+    return MONET_OK;
+}
+
+static void monet__snapshot_apply(monet_session *s, const uint8_t *p, uint64_t size)
+{
+    int            L = s->model->arch.n_layers;
+    uint32_t       logits = monet__u32(p + 52);
+    const uint8_t *at = p + MONET__SNAPSHOT;
+    s->length = (int)monet__u32(p + 48);
+    s->n_last = 0;
+    s->n_logits = logits > 0;
+    for (int l = 0; l < L; ++l, at += 4) s->seen[l] = (int32_t)monet__u32(at);
+    for (int t = 0; t < s->length; ++t, at += 4) s->tokens[t] = (int32_t)monet__u32(at);
+    monet__cache_move(s, NULL, at);
+    memcpy(s->logits, p + size - 4 * (uint64_t)logits, 4 * (size_t)logits);
+}
+
+MONET_API monet_result monet_session_restore(monet_session *session, const void *data, size_t size)
+{
+    monet_error *err = session ? &session->error : NULL;
+    MONET__NEED(ARGUMENT, session && data, "restore: data is NULL");
+    MONET__TRY(monet__snapshot_header(session, (const uint8_t *)data, size, err));
+    MONET__TRY(monet__snapshot_body(session, (const uint8_t *)data, size, err));
+    monet__snapshot_apply(session, (const uint8_t *)data, size);
+    return MONET_OK;
+}
+
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_session_save(const monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    size_t       size = 0;
+    void        *data;
+    monet_result result;
+    MONET__NEED(ARGUMENT, session && path, "save: session or path is NULL");
+    result = monet_session_snapshot(session, NULL, 0, &size);
+    MONET__NEED(UNSUPPORTED, result == MONET_ERROR_CAPACITY, "this build has no snapshots");
+    data = monet__alloc(&session->team.host, size);
+    if (!data) return monet__no_memory(err, "snapshot", size);
+    (void)monet_session_snapshot(session, data, size, &size);
+    result = monet__save_bytes(&session->team.host, path, data, size, err);
+    monet__free(&session->team.host, data, size);
+    return result;
+}
+
+MONET_API monet_result monet_session_load(monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    monet_session *s = session;
+    void          *block;
+    uint64_t       size, most;
+    monet_result   result;
+    MONET__NEED(ARGUMENT, s && path, "load: session or path is NULL");
+    most = MONET__SNAPSHOT + 4 * (uint64_t)(s->model->arch.n_layers + s->S) +
+           4 * (uint64_t)s->model->arch.vocab_size +
+           (uint64_t)s->model->arch.n_layers * monet__cache_bytes(s, s->S);
+    MONET__TRY(monet__load_whole(&s->team.host, path, most, &block, &size, err));
+    result = monet_session_restore(s, block, (size_t)size);
+    monet__free(&s->team.host, block, size + 64);
+    if (result == MONET_OK) return result;
+    return monet__fail(err, result, "%s: %s", path, s->error.message);
+}
+#endif
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling */
 MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
@@ -8933,6 +10461,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__POSIX
 #undef MONET__ROWS
 #undef MONET__SECTION
+#undef MONET__SNAPSHOT
 #undef MONET__TABLE
 #undef MONET__TOKENS
 #undef MONET__TRY

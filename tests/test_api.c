@@ -692,10 +692,10 @@ static void taps(void)
     spy me;
     c.max_batch = 2;
     s = open_session(model, &c);
-    ARGUMENT(monet_session_set_tap(NULL, watch, NULL));
+    ARGUMENT(tiny_tap(NULL, watch, NULL));
     CHECK_EQ(monet_session_eval(s, tokens, 5), MONET_OK);
     memcpy(plain, monet_session_logits(s), sizeof plain);
-    CHECK_EQ(monet_session_set_tap(s, watch, &me), MONET_OK);
+    CHECK_EQ(tiny_tap(s, watch, &me), MONET_OK);
     for (int change = 0; change < 4; change++) {
         memset(&me, 0, sizeof me);
         me.change = change;
@@ -711,17 +711,17 @@ static void taps(void)
         }
     }
     for (int stop = 1; stop <= 30; stop++) { /* cancelled at every call in turn */
-        CHECK_EQ(monet_session_set_tap(s, NULL, NULL), MONET_OK);
+        CHECK_EQ(monet_session_set_tap(s, NULL), MONET_OK);
         CHECK_EQ(monet_session_rewind(s, 0), MONET_OK);
         CHECK_EQ(monet_session_eval(s, tokens, 1), MONET_OK);
         memset(&me, 0, sizeof me);
         me.stop_at = stop;
-        CHECK_EQ(monet_session_set_tap(s, watch, &me), MONET_OK);
+        CHECK_EQ(tiny_tap(s, watch, &me), MONET_OK);
         if (stop <= 20) {
             SESSION_ERROR(monet_session_eval(s, tokens + 1, 4), MONET_ERROR_CANCELLED, s, "tap");
             CHECK(monet_session_length(s) == 1 && monet_session_logits(s) == NULL);
         }
-        CHECK_EQ(monet_session_set_tap(s, NULL, NULL), MONET_OK);
+        CHECK_EQ(monet_session_set_tap(s, NULL), MONET_OK);
         CHECK_EQ(monet_session_eval(s, tokens + 1, 4), MONET_OK);
         CHECK(!memcmp(plain, monet_session_logits(s), sizeof plain));
     }
@@ -849,7 +849,7 @@ static void sampling(const monet_model *circle)
     s = open_session(circle, &c);
     SESSION_ERROR(monet_session_sample(s, NULL, &token, NULL), MONET_ERROR_STATE, s, "no logits");
     for (int32_t k = 0; k < V; k++) tokens[k] = k;
-    CHECK_EQ(monet_session_set_tap(s, follow, &me), MONET_OK);
+    CHECK_EQ(tiny_tap(s, follow, &me), MONET_OK);
     CHECK_EQ(monet_session_eval(s, tokens, V), MONET_OK); /* all logits are 0 */
     for (int k = 0; k < 4; k++) { /* the lowest id of equals */
         monet_sampler p = {0, 0, 0, 0, 0, 0, 3, 0};
@@ -942,7 +942,7 @@ static monet_result say(const char *bytes, size_t n, int32_t first, const char *
     g->text_fn = take_text;
     g->token_fn = take_token;
     g->user = &heard;
-    CHECK_EQ(monet_session_set_tap(s, follow, &lines), MONET_OK);
+    CHECK_EQ(tiny_tap(s, follow, &lines), MONET_OK);
     result = monet_session_generate(s, prompt, g, &made);
     if (result != MONET_OK) said = *monet_session_error(s);
     else CHECK_EQ(monet_session_length(s), made.n_prompt + made.n_tokens - 1);
@@ -1116,7 +1116,7 @@ static void prompts(const monet_model *no_bos)
     g.max_tokens = 1;
     memset(text, 'x', sizeof text);
     text[199] = 0;
-    CHECK_EQ(monet_session_set_tap(s, follow, &eos), MONET_OK);
+    CHECK_EQ(tiny_tap(s, follow, &eos), MONET_OK);
     SESSION_ERROR(monet_session_generate(s, text, &g, &made), MONET_ERROR_CONTEXT_FULL, s,
                   "prompt has 201 tokens, the context of 32 has room for 32");
     CHECK(monet_session_length(s) == 0 && made.n_tokens == 0);

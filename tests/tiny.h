@@ -248,6 +248,15 @@ TEST_FN void tiny_drop(tiny_file *file)
     file->data = NULL;
 }
 
+/* ---- taps ------------------------------------------------------------------------------------ */
+
+/* At all sites of all layers. */
+TEST_FN monet_result tiny_tap(monet_session *s, monet_tap_fn fn, void *user)
+{
+    monet_tap tap = {fn, user, 0, 0, 0};
+    return monet_session_set_tap(s, &tap);
+}
+
 /* ---- patches --------------------------------------------------------------------------------- */
 
 TEST_FN uint64_t tiny_get(const tiny_file *f, uint64_t at, int bytes)
