@@ -233,10 +233,13 @@ static void none_in_between(void)
     monet_expert experts[4];
     int32_t token, seen = 0;
     size_t n = 0;
-    float logprob;
+    float logprob, x[16], logits[TINY_VOCAB];
+    static monet_part parts[200];
+    static char bytes[40000];
+    double nats;
     char text[64];
     long calls;
-    config.capture_routing = config.all_logits = true;
+    config.capture_routing = config.capture_activations = config.all_logits = true;
     config.kv_dtype = MONET_F16;
     CHECK_EQ(monet_session_create(model, &config, &s, NULL), MONET_OK);
     calls = heap.calls;
@@ -248,6 +251,12 @@ static void none_in_between(void)
     CHECK_EQ(monet_session_routing(s, 1, 1, &routing), MONET_OK);
     CHECK(monet_routing_experts(&routing, 0, experts, 4) > 0);
     CHECK(monet_session_logits_at(s, 1) != NULL);
+    CHECK_EQ(monet_session_contribution(s, 1, 1, experts[0].i, experts[0].j, x), MONET_OK);
+    CHECK_EQ(monet_session_attribution(s, 1, 3, parts, 200, &n), MONET_OK);
+    CHECK_EQ(monet_session_lens(s, x, logits), MONET_OK);
+    CHECK_EQ(monet_session_loss(s, tokens, 5, &nats), MONET_OK);
+    CHECK_EQ(monet_session_snapshot(s, bytes, sizeof bytes, &n), MONET_OK);
+    CHECK_EQ(monet_session_restore(s, bytes, n), MONET_OK);
     CHECK_EQ(monet_session_rewind(s, 3), MONET_OK);
     CHECK_EQ(monet_session_eval(s, tokens, 1), MONET_OK);
     CHECK_EQ(monet_session_rewind(s, 0), MONET_OK);

@@ -16,6 +16,7 @@
 
 static monet_error said;
 static monet_model *model;                 /* what save writes */
+static monet_session *session;
 static char source[256], target[256];
 static tiny_file old_file, new_file;       /* what is there before, and what is there afterwards */
 static tiny_options options;               /* of the new file */
@@ -53,6 +54,18 @@ static monet_result load_mapped(void)
 static monet_result load_copied(void)
 {
     return load_with(true);
+}
+
+static monet_result save_session(void)
+{
+    return monet_session_save(session, target, &said);
+}
+
+static monet_result load_session(void)
+{
+    monet_result result = monet_session_load(session, source, &said);
+    CHECK_EQ(monet_session_length(session), 3);
+    return result;
 }
 
 /* ---- what is on the disk --------------------------------------------------------------------- */
@@ -230,6 +243,21 @@ static void over_itself(void)
     tiny_drop(&after);
 }
 
+/* The same for snapshots: now they are the new file and the source. */
+static void sessions(void)
+{
+    const int32_t tokens[3] = {1, 2, 3};
+    CHECK_EQ(monet_session_create(model, NULL, &session, &said), MONET_OK);
+    CHECK_EQ(monet_session_eval(session, tokens, 3), MONET_OK);
+    CHECK_EQ(monet_session_save(session, source, &said), MONET_OK);
+    tiny_drop(&new_file);
+    new_file = tiny_read(source);
+    each_failure("save a session over an old file", save_session, true, &old_file);
+    each_failure("save a session, a new file", save_session, true, NULL);
+    each_failure("load a session", load_session, false, NULL);
+    monet_session_free(session);
+}
+
 int main(void)
 {
     tiny_options other = {0};
@@ -251,6 +279,7 @@ int main(void)
     places();
     names();
     over_itself();
+    sessions();
     monet_model_free(model);
     CHECK_EQ(io.open, 0);
     (void)remove(target);

@@ -16,8 +16,10 @@
 #include "explore_expert.h"
 #include "explore_explain.h"
 #include "explore_find.h"
+#include "explore_report.h"
 #include "explore_stats.h"
 #include "explore_tokens.h"
+#include "explore_unlearn.h"
 
 typedef struct subcommand {
     const char *name;
@@ -31,6 +33,9 @@ static const subcommand subcommands[] = {
     {"expert", explore_expert, "one expert: how often, where, its tokens, what it promotes"},
     {"find", explore_find, "experts for a word, a label or a text"},
     {"explain", explore_explain, "the model says what an expert stands for"},
+    {"domains", explore_domains, "which experts belong to which label of the texts"},
+    {"unlearn", explore_unlearn, "what removing the experts of a label does to the texts of all"},
+    {"report", explore_report, "all of it as one HTML file, to look at in a browser"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
