@@ -250,7 +250,7 @@ static bool unlearn__mask_by_r(unlearn *u, int32_t label, double threshold, tool
     return true;
 }
 
-/* --correlation 0.2,0.1: with the texts' own scores if the statistics have them, else the labels. */
+/* --correlation 0.2,0.1: with the texts' own scores if the statistics have them, or with labels. */
 static bool unlearn__masks_by_r(unlearn *u, tool_error *err)
 {
     const int32_t first = u->s.n_scored > 0 ? -1 : 0;
@@ -581,19 +581,6 @@ typedef struct unlearn_worker {
     pthread_t      thread;
 } unlearn_worker;
 
-static bool unlearn__window(const unlearn *u, monet_session *session, unlearn_window *w)
-{
-    const int32_t *tokens = u->tokens + w->at;
-    int32_t k;
-
-    if (monet_session_rewind(session, 0) != MONET_OK ||
-        monet_session_eval(session, tokens, (size_t)w->n - 1) != MONET_OK) return false;
-    for (w->nats = 0, k = 0; k < w->n - 1; k++)
-        w->nats -= monet_logprob(monet_session_logits_at(session, k), u->e->arch->vocab_size,
-                                 tokens[k + 1]);
-    return true;
-}
-
 static void *unlearn__work(void *user)
 {
     unlearn_worker *worker = user;
@@ -611,7 +598,8 @@ static void *unlearn__work(void *user)
         if (k < u->n_windows) tool_progress_update(&u->progress, u->done++);
         pthread_mutex_unlock(&crew->lock);
         if (k >= u->n_windows) return NULL;
-        ok = unlearn__window(u, worker->session, &u->windows[k]);
+        ok = monet_session_loss(worker->session, u->tokens + u->windows[k].at,
+                                (size_t)u->windows[k].n, &u->windows[k].nats) == MONET_OK;
     }
 }
 
@@ -690,7 +678,7 @@ static bool unlearn__start(unlearn_crew *crew, unlearn_worker *workers, size_t n
     one.threads = 1;
     for (k = 0; k < n; k++) {
         workers[k].crew = crew;
-        if (!explore_session(&one, longest - 1, EXPLORE_LOGITS, &workers[k].session, err))
+        if (!explore_session(&one, longest, EXPLORE_LOGITS, &workers[k].session, err))
             return false;
     }
     return true;
@@ -1201,9 +1189,9 @@ static bool unlearn__run(unlearn *u, const char **files, size_t n_files, tool_er
 static TOOL_UNUSED int explore_unlearn(explore *e, int argc, char **argv)
 {
     static const explore_command about = {"unlearn", "MODEL STATS TEXTS...",
-        "Removes the experts of each label (see `explore domains`) and measures how much worse the\n"
-        "model then predicts the texts of every label, beside random masks of as many experts and\n"
-        "of the same routing mass. TEXTS: not those that the statistics are of.",
+        "Removes the experts of each label (see explore domains) and measures how much worse the\n"
+        "model then predicts the texts of every label, beside random masks of as many experts\n"
+        "and of the same routing mass. TEXTS: not those that the statistics are of.",
         "  explore unlearn M.monet M.stats texts --match '*.valid.txt' --max-windows 64 \\\n"
         "      --csv unlearn.csv --resume"};
     static const char *files[UNLEARN_FILES];
