@@ -331,7 +331,7 @@ static void check_summary(const json_doc *doc, const char *csv, int mask, const 
 {
     const char *const runs[2] = {"%s,1", "%s,2"};
     const uint32_t object = json_find(doc, 0, kind);
-    double own[2] = {0}, others[2] = {0}, value = NAN;
+    double own[2] = {0}, others[2] = {0}, value = NAN, of_mask = rise(csv, "mask,0", mask, mask);
     for (int d = 0; d < 2; d++) {
         char run[32];
         snprintf(run, sizeof run, strcmp(kind, "mask") == 0 ? "mask,0" : runs[d], kind);
@@ -348,6 +348,8 @@ static void check_summary(const json_doc *doc, const char *csv, int mask, const 
     CHECK_NEAR(value, fabs(own[0] - own[1]) / sqrt(2), 1e-8);
     CHECK(json_get_double(doc, object, "others_sd", -9, 9, &value, &err));
     CHECK_NEAR(value, fabs(others[0] - others[1]) / sqrt(2), 1e-8);
+    CHECK(json_get_double(doc, object, "below_mask", 0, 2, &value, &err));
+    CHECK_EQ(value, (own[0] < of_mask) + (own[1] < of_mask));
 }
 
 static void test_summary(const char *csv)
@@ -446,7 +448,7 @@ static void test_draws(void)
         unlearn__draw(&u, &u.runs[k]);
         differ += memcmp(first, u.member, sizeof first) != 0;
         u.seed = 7;
-        CHECK(k + 1 == u.n_runs || u.runs[k].key != u.runs[k + 1].key);
+        for (size_t other = 0; other < k; other++) CHECK(u.runs[k].key != u.runs[other].key);
     }
     CHECK(differ > LABELS * 3 * 3 - 5);
     for (size_t k = 0; k < u.n_masks; k++) free(u.masks[k].member);
@@ -483,6 +485,10 @@ static void test_resume(void)
     CHECK_EQ(saves, 1);
     CHECK_EQ(run(UNLEARN "--draws 1 --own-mass --csv @three.csv --resume --seed 5"), 0);
     CHECK_EQ(saves, 3 * LABELS + 1);
+    CHECK_EQ(run(UNLEARN "--draws 0 --csv @three.csv --resume --window 20"), 0); /* other texts */
+    CHECK_EQ(saves, 1 + LABELS + 1);
+    CHECK_EQ(run(UNLEARN "--draws 1 --own-mass --csv @three.csv --resume"), 0); /* none is lost */
+    CHECK_EQ(saves, 1);
 }
 
 /* ---- correlation ----------------------------------------------------------------------------- */

@@ -420,6 +420,7 @@ static void unlearn__free(unlearn *u)
     for (k = 0; k < u->n_labels; k++) free(u->labels[k].name);
     free(u->masks), free(u->runs), free(u->labels), free(u->tokens), free(u->windows);
     free(u->member), free(u->order);
+    tool_buffer_free(&u->kept);
     stats_free(&u->s);
     explore_close(u->e);
 }

@@ -19,7 +19,7 @@
 
    --csv keeps a line for each run and label, rewritten after each run. A run is known by a hash of
    the model, the way it is run, the tokens and the experts removed, so --resume takes from it what
-   is still true and computes the rest.                                                          */
+   is still true and computes the rest; lines of other runs are kept.                            */
 #ifndef TOOL_UNLEARN_H
 #define TOOL_UNLEARN_H
 
@@ -88,6 +88,7 @@ typedef struct unlearn {
     uint64_t        base; /* hash of the model, the way it is run, and the tokens */
     uint8_t        *member; /* of the run at hand */
     uint32_t       *order;  /* (N*N) */
+    tool_buffer     kept;   /* lines of the results file that are of other runs */
     double          thresholds[UNLEARN_THRESHOLDS];
     size_t          n_thresholds;
     tool_progress   progress;
@@ -511,7 +512,7 @@ static void unlearn__put_lines(const unlearn *u, tool_buffer *csv, const unlearn
     }
 }
 
-/* All runs that are done. */
+/* All runs that are done, and behind them what else the file held. */
 static bool unlearn__save(const unlearn *u, tool_error *err)
 {
     tool_buffer csv = {NULL, 0, 0, false};
@@ -523,6 +524,8 @@ static bool unlearn__save(const unlearn *u, tool_error *err)
                     "mass_percent,masked,measured\n");
     for (k = 0; k < u->n_runs; k++)
         if (u->runs[k].nats != NULL) unlearn__put_lines(u, &csv, &u->runs[k]);
+    tool_put(&csv, u->kept.data, u->kept.size);
+    csv.failed = csv.failed || u->kept.failed;
     ok = domains_write(u->csv, &csv, err);
     tool_buffer_free(&csv);
     return ok;
@@ -547,6 +550,27 @@ static bool unlearn__find(const unlearn *u, const unlearn_run *run, const char *
     return true;
 }
 
+/* Whether a line of an older file is of one of the runs of now. */
+static bool unlearn__known(const unlearn *u, const char *line)
+{
+    const uint64_t key = strtoull(line, NULL, 16);
+    size_t k, label;
+
+    for (k = 0; k < u->n_runs; k++)
+        for (label = 0; label < u->n_labels; label++)
+            if (unlearn__line_key(&u->runs[k], label) == key) return true;
+    return false;
+}
+
+/* Other options, other runs: whoever goes on with a file must not lose what is in it. */
+static void unlearn__keep(unlearn *u, const char *text)
+{
+    const char *line = strchr(text, '\n'), *end;
+
+    for (; line != NULL && (end = strchr(line + 1, '\n')) != NULL; line = end)
+        if (!unlearn__known(u, line + 1)) tool_put(&u->kept, line + 1, (size_t)(end - line));
+}
+
 static bool unlearn__load(unlearn *u, tool_error *err)
 {
     char *text;
@@ -561,6 +585,7 @@ static bool unlearn__load(unlearn *u, tool_error *err)
         if (ok && unlearn__find(u, &u->runs[k], text, nats)) u->runs[k].nats = nats;
         else free(nats);
     }
+    unlearn__keep(u, text);
     free(text);
     return ok;
 }
