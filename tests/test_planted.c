@@ -179,7 +179,7 @@ static monet_model *make_model(bool horizontal, bool without)
 /* ---- by hand --------------------------------------------------------------------------------- */
 
 /* The logits of '!' and '?' where both planted experts have these weights in layers 0 and 1. */
-static void by_hand(double logits[2], const double p[2][2])
+static void by_hand(double logits[2], double p[2][2])
 {
     const bool horizontal = monet_model_arch(model)->decompose == MONET_HORIZONTAL;
     const double length = 1 + 4 + 8 * 0.25, eps = 1e-6; /* sum of squares of an embedding */
