@@ -833,6 +833,58 @@ static void hostile(const monet_model *m, monet_dtype kv, bool logits)
     monet_session_free(target);
 }
 
+/* Tokens that a layer saw and the one before it did not; logits without the last layer. Sizes and
+   hashes are right.                                                                              */
+static void crafted(const monet_model *m)
+{
+    const int32_t V = monet_model_arch(m)->vocab_size;
+    monet_session *s = open_session(m, NULL);
+    tiny_file f, longer;
+    target = open_session(m, NULL);
+    before = snapshot(target);
+    CHECK_EQ(monet_session_eval(s, text, 3), MONET_OK);
+    CHECK_EQ(monet_session_set_last_layer(s, 0), MONET_OK);
+    CHECK_EQ(monet_session_eval(s, text + 3, 1), MONET_OK);
+    f = snapshot(s);
+    CHECK(tiny_get(&f, 72, 4) == 4 && tiny_get(&f, 76, 4) == 3);
+    longer = tiny_copy(&f, f.size + 4 * (size_t)V);
+    tiny_put(&f, 72, 4, 3);
+    tiny_put(&f, 76, 4, 4);
+    seal(&f);
+    CHECK_EQ(refused(&f), MONET_ERROR_FORMAT);
+    CHECK_HAS(monet_session_error(target)->message, "layer 0 saw 3 of 4");
+    tiny_put(&longer, 16, 8, longer.size);
+    tiny_put(&longer, 52, 4, (uint64_t)V);
+    seal(&longer);
+    CHECK_EQ(refused(&longer), MONET_ERROR_FORMAT);
+    CHECK_HAS(monet_session_error(target)->message, "without the last layer");
+    tiny_drop(&f);
+    tiny_drop(&longer);
+    tiny_drop(&before);
+    monet_session_free(s);
+    monet_session_free(target);
+}
+
+/* Nothing of tokens that were taken back is in a snapshot. */
+static void forgotten(const monet_model *m, monet_dtype kv)
+{
+    monet_session_config c = {0};
+    monet_session *s;
+    c.kv_dtype = kv;
+    for (int32_t k = 0; k < N_TOKENS; k++) {
+        tiny_file f;
+        s = open_session(m, &c);
+        CHECK_EQ(monet_session_eval(s, text, (size_t)k), MONET_OK);
+        CHECK_EQ(monet_session_rewind(s, k), MONET_OK);
+        f = snapshot(s);
+        CHECK_EQ(monet_session_eval(s, text, (size_t)(N_TOKENS - k)), MONET_OK);
+        CHECK_EQ(monet_session_rewind(s, k), MONET_OK);
+        CHECK(same_snapshot(s, &f));
+        tiny_drop(&f);
+        monet_session_free(s);
+    }
+}
+
 /* Numbers of the cache may be any: an error or not, but no more than that. */
 static void any_cache(const monet_model *m)
 {
@@ -987,6 +1039,8 @@ int main(void)
     shallow(hd);
     hostile(vd, MONET_F32, true);
     hostile(vd, MONET_BF16, false);
+    crafted(vd);
+    for (size_t d = 0; d < 3; d++) forgotten(hd, dtypes[d]);
     any_cache(vd);
     strangers(vd);
     files(vd);
