@@ -56,7 +56,7 @@
                           >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
-                          >>routing >>attribution >>snapshots >>sampling >>generation
+                          >>routing >>edits >>attribution >>snapshots >>sampling >>generation
                           >>training >>undef
 
    WHAT MONET IS
@@ -74,6 +74,7 @@
 
    (sections 3.1-3.3 of the paper). A half-expert with gate zero contributes exactly nothing, so its
    weights are not even read: work grows with the active half-experts (about 12 % of them), not N.
+   One entry of P is one expert: set it to 0 and the expert is gone (>>experts has an example).
 
    MONET.H DOES NOT
 
@@ -98,6 +99,8 @@
                           It must outlive its sessions.
      session              one sequence: its KV cache and logits. One thread at a time.
      writer               one file being written. One thread at a time.
+     edit                 which experts are removed, scaled, forced. Sessions borrow it: it outlives
+                          them, any number share it, and it is changed only while none evaluates.
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
      model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
@@ -577,7 +580,8 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
 enum { MONET_ALL = -1 };
 #define MONET_ROUTER(g) (-2 - (g))
 
-/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters. */
+/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters without
+   #; the first and the last are no blanks.                                                       */
 MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
                                          monet_edit **out, monet_error *err);
 /* NULL is allowed. No session may hold it: monet_session_set_edit(session, NULL) first, or free the
@@ -4600,7 +4604,18 @@ static double monet__sigma(int k, int N)
 }
 
 /* ---- experts ----------------------------------------------------------------------- >>experts
-   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS).
+   The mixture of experts over the pair matrix P of each token (see WHAT MONET IS). An example with
+   N = 4 and one head, whose gates are g1 = (0, 0.7, 0, 0.3) and g2 = (0.6, 0, 0.4, 0):
+
+               j=0    j=2    r            I = {1,3}, J = {0,2}: of 16 experts, 4 act on this token.
+        i=1    0.42   0.28   0.70         Expert (1,2) adds 0.28 E_12(n) to the stream, and y is
+        i=3    0.18   0.12   0.30         the sum of all four. Nobody adds them one by one: a_1
+        c      0.60   0.40                and a_2 are computed once and meet through P, r and c.
+
+   To remove expert (1,2) write 0 in its place; r_1 becomes 0.42 and c_2 0.12. No other expert
+   notices, since nothing is renormalised. No choice of gates could do that: with one head P is an
+   outer product of g1 and g2, and a zero in g1 or g2 takes a whole row or column, N experts, along.
+   So P itself is kept, as the list of its entries: a few hundred, of N*N = 262,144.
 
    One "slot" is one active half-expert of one token. Axis 0 holds the i, axis 1 the j of P.
      route    gates -> lists I, J and P (|I|,|J|) of each token; half-expert -> its slots
@@ -4609,6 +4624,26 @@ static double monet__sigma(int k, int N)
      V        y += s[slot] V_i + (row sum of P) B_i         by column, half-experts ascending
    A half-expert that no token of the chunk uses is not read. Tokens are walked in chunks that fit
    the memory; one token always fits, even if all its half-experts are active.                    */
+typedef struct monet__forced {
+    int32_t i, j;
+    float   amount;
+} monet__forced;
+
+typedef struct monet__change { /* what an edit does in one layer, or in several alike */
+    float         *factor;    /* (N,N) */
+    monet__forced *forced;    /* (n_forced) ascending; amounts are not 0 */
+    size_t         n_forced, capacity;
+    int            n_layers;  /* that use this table */
+} monet__change;
+
+struct monet_edit {
+    monet_host     host;
+    int32_t        N, L, G;
+    uint64_t       version;   /* moves on with each change */
+    monet__change **of, **made; /* (L) the table of each layer, NULL = unchanged; work space */
+    char           name[64];
+};
+
 typedef struct monet__experts { /* weights of a layer; NULL where an axis has none (HD) */
     const monet_tensor *u[2], *bias[2], *v[2], *b[2];
 } monet__experts;
@@ -4627,6 +4662,11 @@ typedef struct monet__moe {
     uint16_t   *active;         /* (max_tokens,2,N): I and J, ascending */
     int32_t    *n_active;       /* (max_tokens,2) */
     bool       *bad;            /* (max_tokens,2): a router logit was not finite */
+    const monet__change *table;  /* what an edit does to P in this layer; NULL = nothing */
+    uint16_t   *forced;         /* (max_tokens,2,N): I and J with the half-experts it forces */
+    int32_t    *n_forced;       /* (max_tokens,2) */
+    const uint16_t *list;       /* active or forced, and how many: what this layer goes by */
+    const int32_t  *n_list;
     /* routing of the chunk first..end-1 */
     int         first, end;
     uint32_t   *slot;           /* (max_tokens,2) first slot of a token */
@@ -4635,6 +4675,7 @@ typedef struct monet__moe {
     uint16_t   *at;             /* (max_pairs) their columns: places in the list J */
     uint16_t   *row;            /* (max_slots) how many there are in the row of this i */
     const monet_real *routed;   /* gates that the routing belongs to; NULL = none */
+    const monet__change *routed_table;
     monet_real *sums[2];        /* (max_slots) row sums, column sums of P */
     uint32_t   *start[2];       /* (N+1) half-expert -> its entries in users */
     uint32_t   *users[2];       /* (max_slots,2) token, slot; by half-expert, then by token */
@@ -4730,13 +4771,98 @@ static int monet__active_list(uint16_t *list, const monet_real *gates, int H, in
     return n;
 }
 
+/* ---- experts: edits --------------------------------------------------------------------------
+   An edit of the pair matrix is done where P is made: P[i,j] * factor[i,j] + amount[i,j]. So all
+   that follows, one token or many, is the same code with and without an edit. Only a forced pair
+   can lie outside I x J: its half-experts are added to the lists.                                */
+
+/* Place of the first forced pair that is not before (i,j). */
+static size_t monet__forced_place(const monet__change *table, int32_t i, int32_t j)
+{
+    size_t low = 0, high = table->n_forced;
+    while (low < high) {
+        size_t               k = (low + high) / 2;
+        const monet__forced *f = &table->forced[k];
+        if (f->i < i || (f->i == i && f->j < j)) low = k + 1;
+        else high = k;
+    }
+    return low;
+}
+
+/* Adds the half-experts of one axis that the table forces to the list of one token. */
+static int32_t monet__forced_list(uint16_t *out, const uint16_t *list, int32_t n, int axis,
+                                  const monet__change *table)
+{
+    const monet__forced *f = table->forced, *end = f + table->n_forced;
+    int32_t              total = n;
+    memcpy(out, list, (size_t)n * sizeof *out);
+    for (int32_t last = -1; f < end; ++f) {
+        int32_t value = axis ? f->j : f->i, low = 0, high = total;
+        if (value == last) continue;
+        last = value;
+        while (low < high) {
+            int32_t k = (low + high) / 2;
+            if (out[k] < value) low = k + 1;
+            else high = k;
+        }
+        if (low < total && out[low] == value) continue;
+        memmove(out + low + 1, out + low, (size_t)(total - low) * sizeof *out);
+        out[low] = (uint16_t)value;
+        ++total;
+    }
+    return total;
+}
+
+static void monet__moe_force(void *context, int t, int task)
+{
+    monet__moe *moe = (monet__moe *)context;
+    size_t      N = (size_t)moe->N;
+    (void)task;
+    for (size_t at = 2 * (size_t)t; at < 2 * (size_t)t + 2; ++at)
+        moe->n_forced[at] = monet__forced_list(moe->forced + at * N, moe->active + at * N,
+                                               moe->n_active[at], at % 2 != 0, moe->table);
+}
+
+/* The lists that this layer goes by. */
+static void monet__moe_lists(monet__moe *moe, monet__team *team, int n_tokens)
+{
+    bool forces = moe->table && moe->table->n_forced;
+    if (forces) monet__each(team, n_tokens, monet__moe_force, moe);
+    moe->list = forces ? moe->forced : moe->active;
+    moe->n_list = forces ? moe->n_forced : moe->n_active;
+}
+
+/* Row i of P over the columns J. */
+static void monet__edit_row(monet_real *row, const monet__change *table, int i, const uint16_t *J,
+                            size_t n_j, size_t N)
+{
+    const float *factor = table->factor + (size_t)i * N;
+    size_t       k = monet__forced_place(table, i, 0), j = 0;
+    for (size_t at = 0; at < n_j; ++at)
+        if (row[at] != 0) row[at] *= factor[J[at]];
+    for (; k < table->n_forced && table->forced[k].i == i; ++k) {
+        while (J[j] < table->forced[k].j) ++j;
+        row[j] += table->forced[k].amount;
+    }
+}
+
+/* The same for one pair. */
+static monet_real monet__edit_pair(const monet__change *table, int i, int j, size_t N,
+                                   monet_real score)
+{
+    size_t     k = monet__forced_place(table, i, j);
+    monet_real p = score * table->factor[(size_t)i * N + (size_t)j];
+    bool       forced = k < table->n_forced && table->forced[k].i == i && table->forced[k].j == j;
+    return forced ? p + table->forced[k].amount : p;
+}
+
 /* How many tokens from `first` on fit the chunk; gives each its place for slots and P. */
 static void monet__moe_chunk(monet__moe *moe, int first, int n_tokens)
 {
     uint64_t slots[2] = {0, 0}, pairs = 0;
     int      t = first;
     for (; t < n_tokens; ++t) {
-        const int32_t *n = moe->n_active + 2 * (size_t)t;
+        const int32_t *n = moe->n_list + 2 * (size_t)t;
         uint64_t       p = (uint64_t)n[0] * (uint64_t)n[1];
         if (slots[0] + (uint64_t)n[0] > moe->max_slots ||
             slots[1] + (uint64_t)n[1] > moe->max_slots || pairs + p > moe->max_pairs)
@@ -4757,8 +4883,8 @@ static void monet__moe_pairs(void *context, int item, int task)
 {
     monet__moe       *moe = (monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
-    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
+    const uint16_t   *I = moe->list + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     monet_real       *near = moe->scratch + (size_t)task * (2 * H * N + N); /* (H,n_j) g2 of J */
     monet_real       *dense = near + H * n_j;  /* (n_j) a row of P */
@@ -4776,6 +4902,7 @@ static void monet__moe_pairs(void *context, int item, int task)
             if (g > 0)
                 for (size_t j = 0; j < n_j; ++j) dense[j] += g * near[h * n_j + j];
         }
+        if (moe->table) monet__edit_row(dense, moe->table, I[i], J, n_j, N);
         r[i] = monet__sum(dense, n_j);
         for (size_t j = 0; j < n_j; ++j) { /* what is 0 is written over */
             c[j] += dense[j];
@@ -4797,30 +4924,33 @@ static void monet__moe_users(void *context, int axis, int task)
     (void)task;
     memset(start, 0, (N + 1) * sizeof *start);
     for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
-        for (int32_t k = 0; k < moe->n_active[2 * t + (size_t)axis]; ++k)
-            ++start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+        for (int32_t k = 0; k < moe->n_list[2 * t + (size_t)axis]; ++k)
+            ++start[moe->list[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
     for (size_t i = 0; i < N; ++i) start[i + 1] += start[i];
     for (size_t t = (size_t)moe->end; t-- > (size_t)moe->first;) /* backwards: ends become starts */
-        for (int32_t k = moe->n_active[2 * t + (size_t)axis]; k-- > 0;) {
-            uint32_t at = --start[moe->active[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
+        for (int32_t k = moe->n_list[2 * t + (size_t)axis]; k-- > 0;) {
+            uint32_t at = --start[moe->list[(2 * t + (size_t)axis) * N + (size_t)k] + 1];
             users[2 * at] = (uint32_t)t;
             users[2 * at + 1] = moe->slot[2 * t + (size_t)axis] + (uint32_t)k;
         }
     memmove(start, start + 1, N * sizeof *start); /* start[i+1] had become the start of i */
     start[N] = 0;
     for (size_t t = (size_t)moe->first; t < (size_t)moe->end; ++t)
-        start[N] += (uint32_t)moe->n_active[2 * t + (size_t)axis];
+        start[N] += (uint32_t)moe->n_list[2 * t + (size_t)axis];
 }
 
 /* Lists and P of the chunk that begins at `first`, unless they are still in place: a router serves
    several layers.                                                                                */
 static void monet__moe_route(monet__moe *moe, monet__team *team, int first, int n_tokens)
 {
-    if (moe->routed == moe->gates && moe->first == 0 && moe->end == n_tokens) return;
+    bool same = moe->routed == moe->gates && moe->routed_table == moe->table;
+    if (same && moe->first == 0 && moe->end == n_tokens) return;
+    if (!same) monet__moe_lists(moe, team, n_tokens);
     monet__moe_chunk(moe, first, n_tokens);
     monet__each(team, moe->end - first, monet__moe_pairs, moe);
     monet__each(team, 2, monet__moe_users, moe);
     moe->routed = moe->gates;
+    moe->routed_table = moe->table;
 }
 
 /* A job by half-experts: they go to the task in whose share of the slots they begin, so that tasks
@@ -4918,7 +5048,7 @@ static void monet__moe_p(void *context, int item, int task)
 {
     const monet__moe *moe = (const monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), m = (size_t)moe->m;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
     size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
     size_t            rows = (size_t)moe->n_rows;
     const monet_real *p = moe->p + moe->pair[t], *a1 = moe->a[0] + slot_i * m;
@@ -5086,10 +5216,10 @@ static void monet__moe_dp(void *context, int item, int task)
 {
     monet__moe       *moe = (monet__moe *)context;
     size_t            t = (size_t)(moe->first + item), N = (size_t)moe->N, H = (size_t)moe->H;
-    size_t            n_i = (size_t)moe->n_active[2 * t], n_j = (size_t)moe->n_active[2 * t + 1];
+    size_t            n_i = (size_t)moe->n_list[2 * t], n_j = (size_t)moe->n_list[2 * t + 1];
     size_t            m = (size_t)moe->m, rows = (size_t)moe->n_rows;
     size_t            slot_i = moe->slot[2 * t], slot_j = moe->slot[2 * t + 1];
-    const uint16_t   *I = moe->active + 2 * t * N, *J = I + N;
+    const uint16_t   *I = moe->list + 2 * t * N, *J = I + N;
     const monet_real *g1 = moe->gates + 2 * t * H * N, *g2 = g1 + H * N;
     const monet_real *p = moe->p + moe->pair[t], *r = moe->sums[0] + slot_i;
     const uint16_t   *at = moe->at + moe->pair[t], *n_row = moe->row + slot_i;
@@ -6384,6 +6514,80 @@ MONET_API monet_result monet_model_create(const monet_writer_config *content, ui
    folder is synced: at every moment the old file or the new one is there, whole. A failed fsync is
    never repeated: the system may have dropped the data, and the second call would succeed.       */
 #ifndef MONET_NO_STDIO
+/* Creates path.tmp.<pid>.<n>; temp has room for 40 characters more than the path. */
+static monet_result monet__temp_open(monet__file *file, char *temp, const char *path,
+                                     monet_error *err)
+{
+    char digits[22], *end = monet__append(temp, path);
+    end = monet__append(end, ".tmp.");
+    end = monet__append(end, monet__decimal(digits, (uint64_t)monet__process(), false));
+    end = monet__append(end, ".");
+    for (unsigned n = 0; n < 1000; ++n) {
+        (void)monet__append(end, monet__decimal(digits, n, false));
+        *file = monet__file_create(temp);
+        if (*file != MONET__NO_FILE) return MONET_OK;
+        if (errno != EEXIST) break;
+    }
+    return monet__io_fail(err, "create", temp);
+}
+
+/* Syncs, closes and renames it, or removes it. Cuts the path. */
+static monet_result monet__temp_commit(monet__file file, char *temp, char *path, monet_error *err)
+{
+    if (!monet__file_close(file, true)) {
+        (void)monet__io_fail(err, "sync", temp);
+    } else if (monet__file_rename(temp, path)) {
+        monet__sync_folder(path);
+        return MONET_OK;
+    } else {
+        (void)monet__io_fail(err, "rename the new file to", path);
+    }
+    (void)remove(temp);
+    return MONET_ERROR_IO;
+}
+
+/* A small file, whole in memory. */
+static monet_result monet__save_bytes(const monet_host *host, const char *path, const void *data,
+                                      uint64_t size, monet_error *err)
+{
+    size_t       n = strlen(path) + 40;
+    char        *names = (char *)monet__alloc(host, 2 * (uint64_t)n);
+    monet__file  file;
+    monet_result result;
+    if (!names) return monet__no_memory(err, path, 2 * (uint64_t)n);
+    (void)monet__append(names + n, path);
+    result = monet__temp_open(&file, names, path, err);
+    if (result == MONET_OK && !monet__file_move(file, NULL, data, size)) {
+        result = monet__io_fail(err, "write", names);
+        (void)monet__file_close(file, false);
+        (void)remove(names);
+    } else if (result == MONET_OK) {
+        result = monet__temp_commit(file, names, names + n, err);
+    }
+    monet__free(host, names, 2 * (uint64_t)n);
+    return result;
+}
+
+/* Reads a file of at most `most` bytes into a new block of *size + 64 bytes. */
+static monet_result monet__load_whole(const monet_host *host, const char *path, uint64_t most,
+                                      void **block, uint64_t *size, monet_error *err)
+{
+    monet__file  file;
+    monet_result result = MONET_OK;
+    *block = NULL;
+    MONET__TRY(monet__file_open(path, &file, size, err));
+    if (*size > most)
+        result = monet__fail(err, MONET_ERROR_FORMAT, "%s: file is %U bytes, more than %U", path,
+                             *size, most);
+    else if (!(*block = monet__alloc(host, *size + 64)))
+        result = monet__no_memory(err, path, *size + 64);
+    else if (!monet__file_move(file, *block, NULL, *size))
+        result = monet__io_fail(err, "read", path);
+    (void)monet__file_close(file, false);
+    if (result != MONET_OK) monet__free(host, *block, *size + 64);
+    return result;
+}
+
 struct monet_writer {
     monet_host    host;
     void         *arena;       /* the block that this struct lies in */
@@ -6445,20 +6649,6 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     return MONET_OK;
 }
 
-static monet_result monet__writer_open(monet_writer *w, monet_error *err)
-{
-    char digits[22], *end = monet__append(w->temp, w->path);
-    end = monet__append(end, ".tmp.");
-    end = monet__append(end, monet__decimal(digits, (uint64_t)monet__process(), false));
-    end = monet__append(end, ".");
-    for (unsigned n = 0; n < 1000; ++n) {
-        (void)monet__append(end, monet__decimal(digits, n, false));
-        w->file = monet__file_create(w->temp);
-        if (w->file != MONET__NO_FILE) return MONET_OK;
-        if (errno != EEXIST) break;
-    }
-    return monet__io_fail(err, "create", w->temp);
-}
 
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
@@ -6472,23 +6662,6 @@ static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *ba
     return arena.overflow ? 0 : arena.used + 64;
 }
 
-/* Its own block, from a draft that knows all sizes; nothing is opened yet. */
-static monet_result monet__writer_alloc(monet_writer *draft, const char *path, monet_writer **out,
-                                        monet_error *err)
-{
-    draft->file = MONET__NO_FILE;
-    draft->arena_size = monet__writer_layout(draft, path, NULL);
-    draft->arena = monet__alloc(&draft->host, draft->arena_size);
-    if (!draft->arena) return monet__no_memory(err, "writer", draft->arena_size);
-    *out = (monet_writer *)(void *)monet__align(draft->arena);
-    **out = *draft;
-    (void)monet__writer_layout(*out, path, (char *)*out);
-    (void)monet__append((*out)->path, path);
-    memset((*out)->header, 0, (size_t)draft->plan.header_size);
-    monet__hash_begin(&(*out)->hash);
-    return MONET_OK;
-}
-
 static monet_result monet__writer_new(const char *path, const monet_writer_config *c,
                                       const monet__span *raw, monet_writer **out,
                                       monet_error *err)
@@ -6500,18 +6673,27 @@ static monet_result monet__writer_new(const char *path, const monet_writer_confi
     memset(&draft, 0, sizeof draft);
     draft.host = c->host;
     draft.plan.n_tensors = c->arch ? c->n_tensors : 0;
+    draft.file = MONET__NO_FILE;
     for (int id = 0; c->arch && id < MONET__T_COUNT; ++id) {
         monet_tensor t;
         monet__describe_tensor(&t, c->arch, id, 0, MONET_F32); /* no dtype takes more */
         if (monet__panel_bytes(&t) > draft.panel_size) draft.panel_size = monet__panel_bytes(&t);
     }
     monet__emit_header(&draft.plan, &sink, c, raw, 0);
-    MONET__TRY(monet__writer_alloc(&draft, path, &w, err));
+    draft.arena_size = monet__writer_layout(&draft, path, NULL);
+    draft.arena = monet__alloc(&draft.host, draft.arena_size);
+    if (!draft.arena) return monet__no_memory(err, "writer", draft.arena_size);
+    w = (monet_writer *)(void *)monet__align(draft.arena);
+    *w = draft;
+    (void)monet__writer_layout(w, path, (char *)w);
+    (void)monet__append(w->path, path);
+    memset(w->header, 0, (size_t)w->plan.header_size);
+    monet__hash_begin(&w->hash);
     sink.p = w->header;
     result = monet__writer_tensors(w, c, &total, err);
     if (result == MONET_OK) monet__emit_header(&w->plan, &sink, c, raw, total);
     if (result == MONET_OK && c->tokenizer) result = monet__writer_tokenizer(w, err);
-    if (result == MONET_OK) result = monet__writer_open(w, err);
+    if (result == MONET_OK) result = monet__temp_open(&w->file, w->temp, w->path, err);
     if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
         result = monet__io_fail(err, "write", w->temp);
     if (result == MONET_OK) *out = w;
@@ -6606,26 +6788,10 @@ MONET_API monet_result monet_writer_rows(monet_writer *writer, const float *rows
     return MONET_OK;
 }
 
-/* All is written: the file takes its place. */
-static monet_result monet__writer_commit(monet_writer *w, monet_error *err)
-{
-    monet__file file = w->file;
-    w->file = MONET__NO_FILE;
-    if (!monet__file_close(file, true)) {
-        (void)monet__io_fail(err, "sync", w->temp);
-    } else if (monet__file_rename(w->temp, w->path)) {
-        monet__sync_folder(w->path);
-        return MONET_OK;
-    } else {
-        (void)monet__io_fail(err, "rename the new file to", w->path);
-    }
-    (void)remove(w->temp);
-    return MONET_ERROR_IO;
-}
-
 MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *err)
 {
     monet_writer *w = writer;
+    monet__file   file;
     MONET__NEED(ARGUMENT, w, "writer is NULL");
     MONET__NEED(STATE, !w->done && w->current == w->plan.n_tensors,
                 "writer: failed, finished or incomplete: %U of %U tensors", (uint64_t)w->current,
@@ -6635,7 +6801,9 @@ MONET_API monet_result monet_writer_finish(monet_writer *writer, monet_error *er
     if (!monet__file_rewind(w->file) ||
         !monet__file_move(w->file, NULL, w->header, w->plan.header_size))
         return monet__io_fail(err, "write", w->temp);
-    return monet__writer_commit(w, err);
+    file = w->file;
+    w->file = MONET__NO_FILE;
+    return monet__temp_commit(file, w->temp, w->path, err);
 }
 
 MONET_API void monet_writer_free(monet_writer *writer)
@@ -6700,8 +6868,9 @@ struct monet_session {
     int                block;     /* queries of a head computed together */
     monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
     bool               capture, keeps, all_logits;
-    const monet_edit  *edit;
     monet_tap          tap;
+    const monet_edit  *edit;         /* the caller's; NULL = none */
+    uint64_t           edit_version; /* as the last eval found it */
     int                n_run;        /* layers that evals run ... */
     int                n_ran;        /* ... and that the last one did */
     int                length;       /* tokens in the cache */
@@ -6775,6 +6944,8 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->logits = (monet_real *)monet__take(&arena, s->all_logits ? B * V : V, size);
     s->candidates = (monet__candidate *)monet__take(&arena, V, sizeof(monet__candidate));
     monet__moe_layout(&s->moe, &arena, s->team.n, s->capture ? routers : 1);
+    s->moe.forced = (uint16_t *)monet__take(&arena, B * 2 * (uint64_t)s->moe.N, 2);
+    s->moe.n_forced = (int32_t *)monet__take(&arena, B * 2, sizeof(int32_t));
     s->all_gates = s->moe.gates;
     s->all_active = s->moe.active;
     s->all_n_active = s->moe.n_active;
@@ -7183,6 +7354,7 @@ static monet_result monet__eval_moe(monet_session *s)
     monet__each(&s->team, s->n, monet__step_split, s);
     if (router) result = monet__eval_router(s);
     if (result != MONET_OK) return result;
+    s->moe.table = s->edit ? s->edit->of[s->layer] : NULL;
     monet__moe_forward(&s->moe, &s->team, &layer->experts, &s->in);
     monet__each(&s->team, s->n, monet__step_moe_out, s);
     if (!monet__tap(s, MONET_SITE_MOE_OUT, s->layer, s->h)) return MONET_ERROR_CANCELLED;
@@ -7260,6 +7432,7 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
 {
     size_t C = (size_t)s->model->arch.dim;
     s->n_last = s->n_logits = 0;
+    s->edit_version = s->edit ? s->edit->version : 0;
     for (size_t at = 0; at < count; at += (size_t)s->n) {
         monet_result result;
         s->first = s->length + (int)at;
@@ -7403,7 +7576,9 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     const monet__moe *moe;
     size_t            token, N;
     if (!session || !out) return MONET_ERROR_ARGUMENT;
-    if (!session->capture || !session->n_last) return MONET_ERROR_STATE;
+    if (!session->capture || !session->n_last ||
+        (session->edit && session->edit->version != session->edit_version))
+        return MONET_ERROR_STATE;
     if (index < 0 || index >= session->n_last || layer < 0 ||
         layer >= session->model->arch.n_layers)
         return MONET_ERROR_ARGUMENT;
@@ -7420,23 +7595,42 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     out->j = out->i + N;
     out->g1 = session->all_gates + 2 * token * (size_t)moe->H * N;
     out->g2 = out->g1 + (size_t)moe->H * N;
+    out->edit = session->edit;
+    out->layer = layer;
     return MONET_OK;
+}
+
+static float monet__strength(const monet_expert *e)
+{
+    float weight = e->weight < 0 ? -e->weight : e->weight;
+    return weight > e->score ? weight : e->score;
+}
+
+/* The scores and weights of pair (i,j). */
+static monet_expert monet__pair(const monet_routing *r, const monet__change *table, int i, int j)
+{
+    size_t       N = (size_t)r->n_experts;
+    monet_real   score = 0;
+    monet_expert e;
+    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
+        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
+    e.i = i, e.j = j;
+    e.score = (float)score;
+    e.weight = table ? (float)monet__edit_pair(table, i, j, N, score) : e.score;
+    return e;
 }
 
 /* P[i,j] of any expert, active or not. */
 static monet_real monet__pair_weight(const monet_routing *r, int32_t i, int32_t j)
 {
-    size_t     N = (size_t)r->n_experts;
-    monet_real score = 0;
-    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
-        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
-    return score;
+    return (monet_real)monet__pair(r, r->edit ? r->edit->of[r->layer] : NULL, i, j).weight;
 }
 
-/* Is a stronger than b? Equal scores: the lower id. */
+/* Is a stronger than b? Equal ones: the lower id. */
 static bool monet__stronger(const monet_expert *a, const monet_expert *b)
 {
-    if (a->score != b->score) return a->score > b->score;
+    float x = monet__strength(a), y = monet__strength(b);
+    if (x != y) return x > y;
     return a->i != b->i ? a->i < b->i : a->j < b->j;
 }
 
@@ -7452,37 +7646,733 @@ static void monet__expert_sink(monet_expert *heap, size_t n, monet_expert expert
     heap[k] = expert;
 }
 
+/* The strongest experts so far, as a heap in the caller's array. */
+typedef struct monet__strongest {
+    monet_expert *out;
+    size_t        n, capacity, total;
+    float         threshold;
+} monet__strongest;
+
+static void monet__expert_add(monet__strongest *best, monet_expert e)
+{
+    monet_expert *out = best->out;
+    if (!(monet__strength(&e) > best->threshold)) return;
+    ++best->total;
+    if (best->n < best->capacity) { /* it rises to its place */
+        size_t k = best->n++;
+        for (; k && monet__stronger(&out[(k - 1) / 2], &e); k = (k - 1) / 2)
+            out[k] = out[(k - 1) / 2];
+        out[k] = e;
+    } else if (best->n && monet__stronger(&e, &out[0])) {
+        monet__expert_sink(out, best->n, e);
+    }
+}
+
+static bool monet__listed(const uint16_t *list, int n, int value)
+{
+    for (int low = 0, k; low < n;) {
+        k = (low + n) / 2;
+        if (list[k] == value) return true;
+        if (list[k] < value) low = k + 1;
+        else n = k;
+    }
+    return false;
+}
+
 MONET_API size_t monet_routing_experts(const monet_routing *routing, float threshold,
                                        monet_expert *out, size_t capacity)
 {
-    size_t total = 0, n = 0, N, k;
-    if (!routing || (capacity && !out)) return 0;
-    N = (size_t)routing->n_experts;
-    for (int i = 0; i < routing->n_i; ++i)
-        for (int j = 0; j < routing->n_j; ++j) {
-            monet_expert e;
-            monet_real   score = 0;
-            e.i = routing->i[i], e.j = routing->j[j];
-            for (size_t h = 0; h < (size_t)routing->n_heads; ++h)
-                score += routing->g1[h * N + (size_t)e.i] * routing->g2[h * N + (size_t)e.j];
-            e.score = (float)score;
-            if (!(e.score > threshold)) continue;
-            ++total;
-            if (n < capacity) { /* it rises to its place */
-                for (k = n++; k && monet__stronger(&out[(k - 1) / 2], &e); k = (k - 1) / 2)
-                    out[k] = out[(k - 1) / 2];
-                out[k] = e;
-            } else if (n && monet__stronger(&e, &out[0])) {
-                monet__expert_sink(out, n, e);
-            }
-        }
-    while (n-- > 1) { /* heap sort: the weakest goes to the end */
-        monet_expert last = out[n];
-        out[n] = out[0];
-        monet__expert_sink(out, n, last);
+    const monet_routing *r = routing;
+    const monet__change  *table;
+    monet__strongest     best;
+    if (!r || (capacity && !out)) return 0;
+    best.out = out, best.capacity = capacity, best.threshold = threshold;
+    best.n = best.total = 0;
+    table = r->edit ? r->edit->of[r->layer] : NULL;
+    for (int i = 0; i < r->n_i; ++i)
+        for (int j = 0; j < r->n_j; ++j)
+            monet__expert_add(&best, monet__pair(r, table, r->i[i], r->j[j]));
+    for (size_t k = 0; table && k < table->n_forced; ++k) { /* what the router did not choose */
+        int i = table->forced[k].i, j = table->forced[k].j;
+        if (!monet__listed(r->i, r->n_i, i) || !monet__listed(r->j, r->n_j, j))
+            monet__expert_add(&best, monet__pair(r, table, i, j));
     }
-    return total;
+    while (best.n-- > 1) { /* heap sort: the weakest goes to the end */
+        monet_expert last = out[best.n];
+        out[best.n] = out[0];
+        monet__expert_sink(out, best.n, last);
+    }
+    return best.total;
 }
+
+/* ---- edits --------------------------------------------------------------------------- >>edits
+   A layer has a table of factors and forced amounts, or none; layers that are edited alike share
+   one. Before a layer is changed it gets tables that no other layer uses.                        */
+static void monet__change_release(const monet_edit *e, monet__change *t, int n_layers)
+{
+    uint64_t N = (uint64_t)e->N;
+    if (!t || (t->n_layers -= n_layers) > 0) return;
+    monet__free(&e->host, t->factor, N * N * sizeof *t->factor);
+    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *t->forced);
+    monet__free(&e->host, t, sizeof *t);
+}
+
+static bool monet__forced_grow(const monet_edit *e, monet__change *t, size_t capacity)
+{
+    monet__forced *more;
+    if (capacity <= t->capacity) return true;
+    more = (monet__forced *)monet__alloc(&e->host, (uint64_t)capacity * sizeof *more);
+    if (!more) return false;
+    if (t->n_forced) memcpy(more, t->forced, t->n_forced * sizeof *more);
+    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *more);
+    t->forced = more;
+    t->capacity = capacity;
+    return true;
+}
+
+/* A table of its own for n_layers; of NULL changes nothing yet. */
+static monet__change *monet__change_copy(const monet_edit *e, const monet__change *of, int n_layers)
+{
+    uint64_t      NN = (uint64_t)e->N * (uint64_t)e->N;
+    monet__change *t = (monet__change *)monet__alloc(&e->host, sizeof *t);
+    if (!t) return NULL;
+    memset(t, 0, sizeof *t);
+    t->n_layers = n_layers;
+    t->factor = (float *)monet__alloc(&e->host, NN * sizeof *t->factor);
+    if (!t->factor || (of && !monet__forced_grow(e, t, of->n_forced))) {
+        monet__change_release(e, t, n_layers);
+        return NULL;
+    }
+    if (of) memcpy(t->factor, of->factor, (size_t)NN * sizeof *t->factor);
+    for (uint64_t k = 0; !of && k < NN; ++k) t->factor[k] = 1;
+    if (of && of->n_forced) memcpy(t->forced, of->forced, of->n_forced * sizeof *t->forced);
+    t->n_forced = of ? of->n_forced : 0;
+    return t;
+}
+
+static monet_result monet__edit_memory(const monet_edit *e, monet_error *err)
+{
+    return monet__no_memory(err, "edit", (uint64_t)e->N * (uint64_t)e->N * sizeof(float));
+}
+
+/* Layers first..end-1 share no table with others afterwards. */
+static monet_result monet__edit_own(monet_edit *e, int first, int end, monet_error *err)
+{
+    for (int l = first; l < end; ++l) {
+        monet__change *t = e->of[l], *own;
+        int           inside = 0;
+        for (int m = first; m < end; ++m) inside += e->of[m] == t;
+        if (t && t->n_layers == inside) continue;
+        own = monet__change_copy(e, t, inside);
+        if (!own) return monet__edit_memory(e, err);
+        for (int m = first; m < end; ++m)
+            if (e->of[m] == t) e->of[m] = own;
+        monet__change_release(e, t, inside);
+    }
+    return MONET_OK;
+}
+
+/* Room for so many pairs more, so that forcing them cannot fail halfway. */
+static bool monet__forced_room(const monet_edit *e, monet__change *t, size_t more)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N, least = 2 * t->capacity + 8;
+    size_t capacity = t->n_forced + more < NN ? t->n_forced + more : NN;
+    if (capacity <= t->capacity) return true;
+    return monet__forced_grow(e, t, capacity > least ? capacity : least);
+}
+
+/* amount 0 takes the pair off the list. */
+static bool monet__change_force(const monet_edit *e, monet__change *t, int i, int j, float amount)
+{
+    size_t k = monet__forced_place(t, i, j), rest = t->n_forced - k;
+    bool   there = rest && t->forced[k].i == i && t->forced[k].j == j;
+    if (!there && amount == 0) return true;
+    if (!there && t->n_forced == t->capacity && !monet__forced_grow(e, t, 2 * t->capacity + 8))
+        return false;
+    if (amount == 0) {
+        memmove(t->forced + k, t->forced + k + 1, (rest - 1) * sizeof *t->forced);
+        --t->n_forced;
+        return true;
+    }
+    if (!there) {
+        if (rest) memmove(t->forced + k + 1, t->forced + k, rest * sizeof *t->forced);
+        ++t->n_forced;
+    }
+    t->forced[k].i = i, t->forced[k].j = j, t->forced[k].amount = amount;
+    return true;
+}
+
+/* Layers first..end-1 that `where` means; none if there is no such place. */
+static bool monet__edit_layers(const monet_edit *e, int32_t where, int *first, int *end)
+{
+    int64_t from = where, n = 1; /* MONET_ROUTER(g) is -2 - g */
+    if (where == MONET_ALL) from = 0, n = e->L;
+    if (where < MONET_ALL) from = (-2 - (int64_t)where) * e->G, n = e->G;
+    if (from >= e->L) return false;
+    *first = (int)from;
+    *end = from + n < e->L ? (int)(from + n) : e->L;
+    return true;
+}
+
+static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int32_t j, bool force,
+                                    float value, monet_error *err)
+{
+    int first = 0, end = 0, N;
+    MONET__NEED(ARGUMENT, e, "edit is NULL");
+    N = e->N;
+    MONET__NEED(ARGUMENT, monet__edit_layers(e, where, &first, &end),
+                "edit: place %d: there are %d layers and %d routers", where, e->L,
+                (e->L + e->G - 1) / e->G);
+    MONET__NEED(ARGUMENT, i >= MONET_ALL && i < N && j >= MONET_ALL && j < N,
+                "edit: expert (%d,%d): i and j must be 0..%d or MONET_ALL", i, j, N - 1);
+    MONET__NEED(ARGUMENT, value - value == 0, "edit: expert (%d,%d): %s is not finite", i, j,
+                force ? "amount" : "factor");
+    MONET__TRY(monet__edit_own(e, first, end, err));
+    for (int l = first; force && value != 0 && l < end; ++l)
+        if (!monet__forced_room(e, e->of[l], (size_t)(i < 0 ? N : 1) * (size_t)(j < 0 ? N : 1)))
+            return monet__edit_memory(e, err);
+    ++e->version;
+    for (int l = first; l < end; ++l) {
+        monet__change *t = e->of[l];
+        if (l > first && t == e->of[l - 1]) continue; /* done */
+        for (int a = i < 0 ? 0 : i; a <= (i < 0 ? N - 1 : i); ++a)
+            for (int b = j < 0 ? 0 : j; b <= (j < 0 ? N - 1 : j); ++b)
+                if (!force) t->factor[(size_t)a * (size_t)N + (size_t)b] = value;
+                else if (!monet__change_force(e, t, a, b, value)) return monet__edit_memory(e, err);
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_scale(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float factor, monet_error *err)
+{
+    return monet__edit_set(edit, where, i, j, false, factor, err);
+}
+
+MONET_API monet_result monet_edit_force(monet_edit *edit, int32_t where, int32_t i, int32_t j,
+                                        float amount, monet_error *err)
+{
+    return monet__edit_set(edit, where, i, j, true, amount, err);
+}
+
+MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
+                                         monet_edit **out, monet_error *err)
+{
+    size_t      n = name ? strlen(name) : 0;
+    uint64_t    size;
+    monet_edit *e;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, model && out && name, "edit: model, name or out is NULL");
+    MONET__NEED(STATE, model->has_weights, "the model is a tokenizer alone, no weights");
+    for (size_t k = 0; k < n; ++k)
+        if (name[k] < 32 || name[k] > 126 || name[k] == '#') n = 0; /* # begins a comment */
+    MONET__NEED(ARGUMENT, n && n < sizeof e->name && name[0] != ' ' && name[n - 1] != ' ',
+                "edit: a name has 1..63 printable characters, no #, the first and last no blank");
+    size = sizeof *e + 2 * (uint64_t)model->arch.n_layers * sizeof *e->of;
+    e = (monet_edit *)monet__alloc(&model->host, size);
+    if (!e) return monet__no_memory(err, "edit", size);
+    memset(e, 0, (size_t)size);
+    e->host = model->host;
+    e->N = model->arch.moe_experts, e->L = model->arch.n_layers, e->G = model->arch.moe_groups;
+    e->of = (monet__change **)(void *)(e + 1);
+    e->made = e->of + e->L;
+    memcpy(e->name, name, n);
+    *out = e;
+    return MONET_OK;
+}
+
+MONET_API void monet_edit_free(monet_edit *edit)
+{
+    monet_host host;
+    if (!edit) return;
+    host = edit->host;
+    for (int l = 0; l < edit->L; ++l) monet__change_release(edit, edit->of[l], 1);
+    monet__free(&host, edit, sizeof *edit + 2 * (uint64_t)edit->L * sizeof *edit->of);
+}
+
+MONET_API const char *monet_edit_name(const monet_edit *edit) { return edit ? edit->name : ""; }
+
+/* t = t * next + amounts of next. */
+static bool monet__change_combine(const monet_edit *e, monet__change *t, const monet__change *next)
+{
+    size_t N = (size_t)e->N;
+    for (size_t k = 0; k < N * N; ++k) t->factor[k] *= next->factor[k];
+    for (size_t k = t->n_forced; k-- > 0;) {
+        monet__forced f = t->forced[k];
+        f.amount *= next->factor[(size_t)f.i * N + (size_t)f.j];
+        if (!monet__change_force(e, t, f.i, f.j, f.amount)) return false;
+    }
+    for (size_t k = 0; k < next->n_forced; ++k) {
+        const monet__forced *f = &next->forced[k];
+        size_t               at = monet__forced_place(t, f->i, f->j);
+        bool  there = at < t->n_forced && t->forced[at].i == f->i && t->forced[at].j == f->j;
+        float amount = f->amount + (there ? t->forced[at].amount : 0);
+        if (!monet__change_force(e, t, f->i, f->j, amount)) return false;
+    }
+    return true;
+}
+
+/* Products and sums of finite numbers may be too large. */
+static bool monet__change_finite(const monet_edit *e, const monet__change *t)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N;
+    for (size_t k = 0; k < NN; ++k)
+        if (!(t->factor[k] - t->factor[k] == 0)) return false;
+    for (size_t k = 0; k < t->n_forced; ++k)
+        if (!(t->forced[k].amount - t->forced[k].amount == 0)) return false;
+    return true;
+}
+
+/* Makes the combined tables beside the old ones: an error changes nothing. */
+static monet_result monet__edit_combined(monet_edit *e, const monet_edit *next, monet_error *err)
+{
+    for (int l = 0; l < e->L; ++l) {
+        int n = 0;
+        if (e->made[l] || !next->of[l]) continue;
+        for (int m = l; m < e->L; ++m) n += e->of[m] == e->of[l] && next->of[m] == next->of[l];
+        e->made[l] = monet__change_copy(e, e->of[l], 1);
+        if (!e->made[l] || !monet__change_combine(e, e->made[l], next->of[l]))
+            return monet__edit_memory(e, err);
+        MONET__NEED(ARGUMENT, monet__change_finite(e, e->made[l]),
+                    "edits combined: a factor or an amount of layer %d is not finite", l);
+        e->made[l]->n_layers = n;
+        for (int m = l + 1; m < e->L; ++m)
+            if (e->of[m] == e->of[l] && next->of[m] == next->of[l]) e->made[m] = e->made[l];
+    }
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_combine(monet_edit *edit, const monet_edit *next,
+                                          monet_error *err)
+{
+    monet_edit  *e = edit;
+    monet_result result;
+    MONET__NEED(ARGUMENT, e && next, "edit is NULL");
+    MONET__NEED(ARGUMENT, e->N == next->N && e->L == next->L && e->G == next->G,
+                "edits combined: one is for N=%d L=%d G=%d, the other for N=%d L=%d G=%d", e->N,
+                e->L, e->G, next->N, next->L, next->G);
+    result = monet__edit_combined(e, next, err);
+    for (int l = 0; l < e->L; ++l) {
+        monet__change *old = result == MONET_OK ? e->of[l] : e->made[l];
+        if (e->made[l] && result == MONET_OK) e->of[l] = e->made[l];
+        if (e->made[l]) monet__change_release(e, old, 1);
+        e->made[l] = NULL;
+    }
+    if (result == MONET_OK) ++e->version;
+    return result;
+}
+
+MONET_API monet_result monet_edit_get(const monet_edit *edit, int32_t layer, int32_t i, int32_t j,
+                                      float *factor, float *amount)
+{
+    const monet__change *t;
+    size_t              N, k;
+    if (!edit || layer < 0 || layer >= edit->L || i < 0 || i >= edit->N || j < 0 || j >= edit->N)
+        return MONET_ERROR_ARGUMENT;
+    t = edit->of[layer];
+    N = (size_t)edit->N;
+    if (factor) *factor = t ? t->factor[(size_t)i * N + (size_t)j] : 1;
+    if (amount) *amount = 0;
+    if (!t || !amount) return MONET_OK;
+    k = monet__forced_place(t, i, j);
+    if (k < t->n_forced && t->forced[k].i == i && t->forced[k].j == j)
+        *amount = t->forced[k].amount;
+    return MONET_OK;
+}
+
+MONET_API int64_t monet_edit_count(const monet_edit *edit, int32_t layer)
+{
+    const monet__change *t = edit && layer >= 0 && layer < edit->L ? edit->of[layer] : NULL;
+    size_t              N = edit ? (size_t)edit->N : 0;
+    int64_t             n = 0;
+    if (!t) return 0;
+    for (size_t k = 0; k < N * N; ++k) n += t->factor[k] != 1;
+    for (size_t k = 0; k < t->n_forced; ++k)
+        n += t->factor[(size_t)t->forced[k].i * N + (size_t)t->forced[k].j] == 1;
+    return n;
+}
+
+MONET_API monet_result monet_session_set_edit(monet_session *session, const monet_edit *edit)
+{
+    const monet_arch *a;
+    monet_error      *err;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    a = &session->model->arch;
+    err = &session->error;
+    MONET__NEED(ARGUMENT, !edit || (edit->N == a->moe_experts && edit->L == a->n_layers &&
+                                    edit->G == a->moe_groups),
+                "edit %s: for N=%d L=%d G=%d, the model has N=%d L=%d G=%d", edit->name, edit->N,
+                edit->L, edit->G, a->moe_experts, a->n_layers, a->moe_groups);
+    session->edit = edit;
+    session->n_last = 0; /* its routing belongs to the edit before */
+    return MONET_OK;
+}
+
+/* ---- edits: text -----------------------------------------------------------------------------
+   Numbers are read and written here, since libc's depend on the locale.                          */
+
+/* Digits with a point and an exponent, as far as they go; NULL = not a number. */
+static const char *monet__read_number(const char *p, const char *end, double *out)
+{
+    double value = 0, unit = 10;
+    int    digits = 0, scale = 0, exponent = 0;
+    bool   negative = p < end && *p == '-', point = false, down;
+    if (p < end && (*p == '-' || *p == '+')) ++p;
+    for (; p < end && ((*p >= '0' && *p <= '9') || (*p == '.' && !point)); ++p) {
+        if (*p == '.') {
+            point = true;
+        } else {
+            if (value < 1e17) value = 10 * value + (*p - '0'), scale -= point;
+            else scale += !point; /* digits that a double cannot hold */
+            ++digits;
+        }
+    }
+    if (!digits) return NULL;
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        down = ++p < end && *p == '-';
+        if (p < end && (*p == '-' || *p == '+')) ++p;
+        if (p == end || *p < '0' || *p > '9') return NULL;
+        for (; p < end && *p >= '0' && *p <= '9'; ++p)
+            if (exponent < 100000) exponent = 10 * exponent + (*p - '0');
+        scale += down ? -exponent : exponent;
+    }
+    down = scale < 0;
+    for (scale = down ? -scale : scale; scale && value != 0; scale /= 2, unit *= unit)
+        if (scale % 2) value = down ? value / unit : value * unit;
+    *out = negative ? -value : value;
+    return p;
+}
+
+/* The shortest text that reads as f again, terminated. */
+static void monet__write_number(char out[48], float f)
+{
+    double value = f < 0 ? -(double)f : (double)f, unit = 1, back = 0;
+    int    e = 0;
+    while (value >= 10) value /= 10, ++e; /* |f| = value * 10^e */
+    while (value > 0 && value < 1) value *= 10, --e;
+    for (int n = 0; n < 9; ++n, unit *= 10) { /* one digit more each time */
+        char        digits[22], *p = out;
+        const char *d = monet__decimal(digits, (uint64_t)(value * unit + 0.5), false);
+        int         zeros = e - n, point = (int)strlen(d) + zeros; /* digits before the point */
+        if (f < 0) *p++ = '-';
+        if (zeros > 6 || point < -6) {
+            char exponent[22];
+            p = monet__append(monet__append(p, d), "e");
+            p = monet__append(p, monet__decimal(exponent, (uint64_t)(int64_t)zeros, zeros < 0));
+        } else if (point > 0) {
+            for (; *d; *p++ = *d++)
+                if (point-- == 0) *p++ = '.';
+            for (; zeros > 0; --zeros) *p++ = '0';
+        } else {
+            for (p = monet__append(p, "0."); point < 0; ++point) *p++ = '0';
+            p = monet__append(p, d);
+        }
+        *p = 0;
+        if (monet__read_number(out, p, &back) == p && (float)back == f) return;
+    }
+}
+
+typedef struct monet__words { /* the words of a text */
+    const char  *p, *end, *word; /* the rest; the last word */
+    size_t       size;           /* of the word */
+    int32_t      line;
+    monet_edit  *edit;
+    monet_error *err;
+} monet__words;
+
+/* The next word of this line; false at its end. */
+static bool monet__word(monet__words *w)
+{
+    const char *p = w->p;
+    while (p < w->end && (*p == ' ' || *p == '\t' || *p == '\r')) ++p;
+    if (p < w->end && *p == '#')
+        while (p < w->end && *p != '\n') ++p;
+    w->word = p;
+    while (p < w->end && *p != ' ' && *p != '\t' && *p != '\r' && *p != '\n' && *p != '#') ++p;
+    w->size = (size_t)(p - w->word);
+    w->p = p;
+    return w->size > 0;
+}
+
+/* The first word of the next line that has one; false at the end of the text. */
+static bool monet__line(monet__words *w)
+{
+    for (;;) {
+        if (monet__word(w)) return true;
+        if (w->p >= w->end) return false;
+        ++w->p; /* a line feed */
+        ++w->line;
+    }
+}
+
+static bool monet__is(const monet__words *w, const char *text)
+{
+    return w->size == strlen(text) && !memcmp(w->word, text, w->size);
+}
+
+static monet_result monet__bad_word(const monet__words *w, const char *expected)
+{
+    char   shown[41];
+    size_t n = w->size < 40 ? w->size : 40;
+    memcpy(shown, w->word, n);
+    shown[n] = 0;
+    return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: '%s': expected %s", w->line, shown,
+                       expected);
+}
+
+/* The word is `before` and a whole number, of at most `most`. */
+static bool monet__word_number(const monet__words *w, const char *before, int64_t most,
+                               int64_t *out)
+{
+    size_t n = strlen(before);
+    if (w->size <= n || memcmp(w->word, before, n) != 0) return false;
+    for (*out = 0; n < w->size; ++n) {
+        if (w->word[n] < '0' || w->word[n] > '9') return false;
+        *out = 10 * *out + (w->word[n] - '0');
+        if (*out > most) return false;
+    }
+    return true;
+}
+
+static monet_result monet__edit_shape(monet__words *w)
+{
+    static const char *const names[3] = {"N=", "L=", "G="};
+    const int32_t            needed[3] = {w->edit->N, w->edit->L, w->edit->G};
+    for (int k = 0; k < 3; ++k) {
+        int64_t value = 0;
+        if (!monet__word(w) || !monet__word_number(w, names[k], INT32_MAX, &value))
+            return monet__bad_word(w, "the model's shape, as N=512 L=24 G=4");
+        if (value != needed[k])
+            return monet__fail(w->err, MONET_ERROR_ARGUMENT, "line %d: the edit is for a model "
+                               "with %s%D, this one has %s%d", w->line, names[k], value, names[k],
+                               needed[k]);
+    }
+    return MONET_OK;
+}
+
+/* The rest of the line is the name. */
+static monet_result monet__edit_named(monet__words *w)
+{
+    monet_edit *e = w->edit;
+    size_t      n = 0;
+    if (!monet__word(w)) return monet__bad_word(w, "a name");
+    for (const char *p = w->word; p < w->end && *p != '\n' && *p != '#'; ++p, ++n)
+        if (n + 1 >= sizeof e->name || *p > 126 ||
+            (*p < 32 && (*p != '\r' || (p + 1 < w->end && p[1] != '\n'))))
+            return monet__bad_word(w, "a name of at most 63 printable characters");
+        else e->name[n] = *p, w->p = p + 1;
+    while (n && (e->name[n - 1] == ' ' || e->name[n - 1] == '\r')) --n;
+    e->name[n] = 0;
+    return MONET_OK;
+}
+
+/* What a rule is about: E17, i=3, j=5, or all experts. */
+static monet_result monet__edit_target(monet__words *w, int32_t where, bool force, float value)
+{
+    int64_t N = w->edit->N, n = 0;
+    int32_t i = MONET_ALL, j = MONET_ALL;
+    if (monet__word_number(w, "E", N * N - 1, &n)) i = (int32_t)(n / N), j = (int32_t)(n % N);
+    else if (monet__word_number(w, "i=", N - 1, &n)) i = (int32_t)n;
+    else if (monet__word_number(w, "j=", N - 1, &n)) j = (int32_t)n;
+    else if (!monet__is(w, "all"))
+        return monet__bad_word(w, "an expert E0..N*N-1, a row i=0..N-1, a column j=0..N-1 or all");
+    return monet__edit_set(w->edit, where, i, j, force, value, w->err);
+}
+
+/* remove WHERE TARGET..., scale FACTOR WHERE TARGET..., force AMOUNT WHERE TARGET... */
+static monet_result monet__edit_rule(monet__words *w)
+{
+    bool    force = monet__is(w, "force");
+    int64_t n = 0, G = w->edit->G, routers = (w->edit->L + G - 1) / G;
+    double  value = 0;
+    int32_t where = MONET_ALL;
+    if (!force && !monet__is(w, "scale") && !monet__is(w, "remove"))
+        return monet__bad_word(w, "name, shape, remove, scale or force");
+    if (!monet__is(w, "remove") &&
+        (!monet__word(w) || monet__read_number(w->word, w->p, &value) != w->p ||
+         !(value > -3.40282356e38 && value < 3.40282356e38))) /* rounds to a finite float */
+        return monet__bad_word(w, "a number");
+    if (!monet__word(w)) return monet__bad_word(w, "a place: G1, L0 or all");
+    if (monet__word_number(w, "G", routers, &n) && n) where = MONET_ROUTER((int32_t)n - 1);
+    else if (monet__word_number(w, "L", w->edit->L - 1, &n)) where = (int32_t)n;
+    else if (!monet__is(w, "all"))
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: expected a place: G1..G%D, "
+                           "L0..L%d or all", w->line, routers, w->edit->L - 1);
+    if (!monet__word(w)) return monet__bad_word(w, "an expert, as E17");
+    do MONET__TRY(monet__edit_target(w, where, force, (float)value));
+    while (monet__word(w));
+    return MONET_OK;
+}
+
+static monet_result monet__edit_lines(monet__words *w)
+{
+    bool shaped = false;
+    if (!monet__line(w) || !monet__is(w, "monet-edit") || !monet__word(w))
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: not an edit: expected monet-edit "
+                           "1", w->line);
+    if (!monet__is(w, "1"))
+        return monet__fail(w->err, MONET_ERROR_VERSION, "line %d: a newer edit: this version of "
+                           "monet.h knows monet-edit 1", w->line);
+    while (monet__line(w)) {
+        if (monet__is(w, "name")) {
+            MONET__TRY(monet__edit_named(w));
+        } else if (monet__is(w, "shape")) {
+            MONET__TRY(monet__edit_shape(w));
+            shaped = true;
+        } else if (shaped) {
+            MONET__TRY(monet__edit_rule(w));
+        } else {
+            return monet__bad_word(w, "the shape of the model first, as shape N=512 L=24 G=4");
+        }
+        if (monet__word(w)) return monet__bad_word(w, "the end of the line");
+    }
+    if (!shaped)
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: the text ends without a shape",
+                           w->line);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_edit_parse(const monet_model *model, const char *text, size_t size,
+                                        monet_edit **out, monet_error *err)
+{
+    monet__words w;
+    monet_result result;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, out && (text || !size), "edit: text or out is NULL");
+    memset(&w, 0, sizeof w);
+    MONET__TRY(monet_edit_create(model, "edit", &w.edit, err));
+    w.p = text, w.end = size ? text + size : text;
+    w.line = 1, w.err = err;
+    result = monet__edit_lines(&w);
+    if (result == MONET_OK) *out = w.edit;
+    else monet_edit_free(w.edit);
+    return result;
+}
+
+typedef struct monet__text { /* of which as much is kept as there is room for */
+    char  *text;
+    size_t size, capacity;
+} monet__text;
+
+static void monet__text_add(monet__text *t, const char *s)
+{
+    for (; *s; ++s, ++t->size)
+        if (t->size < t->capacity) t->text[t->size] = *s;
+}
+
+static void monet__text_number(monet__text *t, const char *before, uint64_t n)
+{
+    char digits[22];
+    monet__text_add(t, before);
+    monet__text_add(t, monet__decimal(digits, n, false));
+}
+
+/* One expert of a rule: on the line before, if that has the same value and is not long. */
+static void monet__text_rule(monet__text *t, const char *verb, const char *where, float value,
+                             uint64_t id, float *last, int *n)
+{
+    char number[48];
+    if (*n == 0 || *n == 16 || *last != value) {
+        monet__text_add(t, *n ? "\n" : "");
+        monet__text_add(t, *verb == 's' && value == 0 ? "remove" : verb);
+        if (*verb != 's' || value != 0) {
+            monet__write_number(number, value);
+            monet__text_add(t, " ");
+            monet__text_add(t, number);
+        }
+        monet__text_add(t, where);
+        *n = 0;
+    }
+    monet__text_number(t, " E", id);
+    *last = value;
+    ++*n;
+}
+
+/* All rules of a table, at one place. */
+static void monet__text_change(monet__text *t, const monet_edit *e, const monet__change *table,
+                              const char *where)
+{
+    size_t N = (size_t)e->N;
+    float  last = 0;
+    int    n = 0;
+    for (size_t id = 0; id < N * N; ++id)
+        if (table->factor[id] != 1)
+            monet__text_rule(t, "scale", where, table->factor[id], (uint64_t)id, &last, &n);
+    monet__text_add(t, n ? "\n" : "");
+    n = 0;
+    for (size_t k = 0; k < table->n_forced; ++k)
+        monet__text_rule(t, "force", where, table->forced[k].amount,
+                         (uint64_t)table->forced[k].i * N + (uint64_t)table->forced[k].j, &last,
+                         &n);
+    monet__text_add(t, n ? "\n" : "");
+}
+
+/* For all layers at once if they are edited alike, else for a router's layers, else for one. */
+static void monet__text_layers(monet__text *t, const monet_edit *e)
+{
+    for (int first = 0, n; first < e->L; first += n) {
+        int         group = e->L - first < e->G ? e->L - first : e->G, alike = 1;
+        char        where[32], digits[22];
+        const char *number = "";
+        while (first + alike < e->L && e->of[first + alike] == e->of[first]) ++alike;
+        n = alike == e->L ? alike : first % e->G == 0 && alike >= group ? group : 1;
+        if (!e->of[first]) continue;
+        if (n == 1) number = monet__decimal(digits, (uint64_t)first, false);
+        else if (n < e->L) number = monet__decimal(digits, (uint64_t)(first / e->G + 1), false);
+        monet__append(monet__append(where, n == e->L ? " all" : n == 1 ? " L" : " G"), number);
+        monet__text_change(t, e, e->of[first], where);
+    }
+}
+
+MONET_API monet_result monet_edit_text(const monet_edit *edit, char *text, size_t capacity,
+                                       size_t *size)
+{
+    monet__text t;
+    if (size) *size = 0;
+    if (!edit || !size || (capacity && !text)) return MONET_ERROR_ARGUMENT;
+    t.text = text, t.size = 0, t.capacity = capacity;
+    monet__text_add(&t, "monet-edit 1\nname ");
+    monet__text_add(&t, edit->name);
+    monet__text_number(&t, "\nshape N=", (uint64_t)edit->N);
+    monet__text_number(&t, " L=", (uint64_t)edit->L);
+    monet__text_number(&t, " G=", (uint64_t)edit->G);
+    monet__text_add(&t, "\n");
+    monet__text_layers(&t, edit);
+    *size = t.size;
+    return t.size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_edit_load(const monet_model *model, const char *path, monet_edit **out,
+                                       monet_error *err)
+{
+    void        *block;
+    uint64_t     size = 0;
+    monet_result result;
+    if (out) *out = NULL;
+    MONET__NEED(ARGUMENT, model && path && out, "edit: model, path or out is NULL");
+    MONET__TRY(monet__load_whole(&model->host, path, (uint64_t)1 << 30, &block, &size, err));
+    result = monet_edit_parse(model, (const char *)block, (size_t)size, out, err);
+    monet__free(&model->host, block, size + 64);
+    if (result != MONET_OK) monet__name_file(err, path);
+    return result;
+}
+
+MONET_API monet_result monet_edit_save(const monet_edit *edit, const char *path, monet_error *err)
+{
+    size_t       size = 0;
+    char        *text;
+    monet_result result;
+    MONET__NEED(ARGUMENT, edit && path, "edit or path is NULL");
+    (void)monet_edit_text(edit, NULL, 0, &size);
+    text = (char *)monet__alloc(&edit->host, size);
+    if (!text) return monet__no_memory(err, "edit", size);
+    (void)monet_edit_text(edit, text, size, &size);
+    result = monet__save_bytes(&edit->host, path, text, size, err);
+    monet__free(&edit->host, text, size);
+    return result;
+}
+#endif
 
 /* ---- attribution --------------------------------------------------------------- >>attribution
    Experts add up: y = sum_ij P[i,j] E_ij(n), so a logit is a sum over experts too. With d the
@@ -7594,6 +8484,8 @@ MONET_API monet_result monet_session_contribution(const monet_session *session, 
 typedef struct monet__parts {
     monet_session    *s;
     monet_routing     r;
+    const uint16_t   *list[2]; /* half-experts of the router, and those that an edit forces */
+    int32_t           n_list[2];
     const monet_real *n, *d;
     monet_part       *out;
     size_t            capacity, count;
@@ -7604,9 +8496,9 @@ static void monet__parts_half(void *context, int item, int task)
     const monet__parts   *p = (const monet__parts *)context;
     const monet__moe     *moe = &p->s->moe;
     const monet__experts *w = &p->s->model->layers[p->s->layer].experts;
-    int               axis = item >= p->r.n_i;
-    size_t            slot = (size_t)(axis ? item - p->r.n_i : item), m = (size_t)moe->m;
-    size_t            i = axis ? p->r.j[slot] : p->r.i[slot], M = (size_t)moe->n_rows;
+    int               axis = item >= p->n_list[0];
+    size_t            slot = (size_t)(axis ? item - p->n_list[0] : item), m = (size_t)moe->m;
+    size_t            i = p->list[axis][slot], M = (size_t)moe->n_rows;
     const monet_real *d = axis && !moe->horizontal ? p->d + moe->width : p->d;
     (void)task;
     for (size_t q = 0; w->u[axis] && q < m; ++q)
@@ -7643,15 +8535,30 @@ static void monet__parts_add(monet__parts *p, monet_site site, int layer, const 
     p->out[p->count - 1] = part;
 }
 
+static void monet__parts_lists(monet__parts *p)
+{
+    monet__moe          *moe = &p->s->moe;
+    const monet__change *change = p->r.edit ? p->r.edit->of[p->r.layer] : NULL;
+    p->list[0] = p->r.i, p->list[1] = p->r.j;
+    p->n_list[0] = p->r.n_i, p->n_list[1] = p->r.n_j;
+    for (int axis = 0; axis < 2 && change && change->n_forced; ++axis) {
+        uint16_t *list = moe->forced + axis * moe->N;
+        p->n_list[axis] = monet__forced_list(list, p->list[axis], p->n_list[axis], axis, change);
+        p->list[axis] = list;
+    }
+}
+
 /* All experts of the layer s->layer whose weight is not 0. */
 static void monet__parts_experts(monet__parts *p)
 {
     monet_session *s = p->s;
     double         logit, bias;
-    if (p->count < p->capacity) monet__each(&s->team, p->r.n_i + p->r.n_j, monet__parts_half, p);
-    for (size_t i = 0; i < (size_t)p->r.n_i; ++i)
-        for (size_t j = 0; j < (size_t)p->r.n_j; ++j) {
-            monet_part part = {MONET_SITE_MOE_OUT, s->layer, p->r.i[i], p->r.j[j], 0, 0, 0};
+    monet__parts_lists(p);
+    if (p->count < p->capacity)
+        monet__each(&s->team, p->n_list[0] + p->n_list[1], monet__parts_half, p);
+    for (size_t i = 0; i < (size_t)p->n_list[0]; ++i)
+        for (size_t j = 0; j < (size_t)p->n_list[1]; ++j) {
+            monet_part part = {MONET_SITE_MOE_OUT, s->layer, p->list[0][i], p->list[1][j], 0, 0, 0};
             double     weight = (double)monet__pair_weight(&p->r, part.i, part.j);
             if (weight == 0 || p->count++ >= p->capacity) continue;
             logit = monet__pair_logit(&s->moe, i, j, &bias);
@@ -7954,58 +8861,36 @@ MONET_API monet_result monet_session_restore(monet_session *session, const void 
 MONET_API monet_result monet_session_save(const monet_session *session, const char *path,
                                           monet_error *err)
 {
-    monet_writer draft, *w;
+    size_t       size = 0;
+    void        *data;
     monet_result result;
-    size_t       size;
     MONET__NEED(ARGUMENT, session && path, "save: session or path is NULL");
     result = monet_session_snapshot(session, NULL, 0, &size);
     MONET__NEED(UNSUPPORTED, result == MONET_ERROR_CAPACITY, "this build has no snapshots");
-    memset(&draft, 0, sizeof draft);
-    draft.host = session->team.host;
-    draft.plan.header_size = size; /* all of it */
-    MONET__TRY(monet__writer_alloc(&draft, path, &w, err));
-    (void)monet_session_snapshot(session, w->header, size, &size);
-    result = monet__writer_open(w, err);
-    if (result == MONET_OK && !monet__file_move(w->file, NULL, w->header, size))
-        result = monet__io_fail(err, "write", w->temp);
-    if (result == MONET_OK) result = monet__writer_commit(w, err);
-    monet_writer_free(w);
-    return result;
-}
-
-/* The rest of a snapshot, whose header was read. */
-static monet_result monet__snapshot_read(monet_session *s, monet__file file, const char *path,
-                                         const uint8_t *header, uint64_t size, monet_error *err)
-{
-    uint8_t     *p;
-    monet_result result;
-    MONET__TRY(monet__snapshot_header(s, header, size, err)); /* so s may have such a size */
-    p = (uint8_t *)monet__alloc(&s->team.host, size);
-    if (!p) return monet__no_memory(err, "snapshot", size);
-    memcpy(p, header, MONET__SNAPSHOT);
-    result = monet__file_move(file, p + MONET__SNAPSHOT, NULL, size - MONET__SNAPSHOT)
-                 ? monet__snapshot_body(s, p, size, err) : monet__io_fail(err, "read", path);
-    if (result == MONET_OK) monet__snapshot_apply(s, p, size);
-    monet__free(&s->team.host, p, size);
+    data = monet__alloc(&session->team.host, size);
+    if (!data) return monet__no_memory(err, "snapshot", size);
+    (void)monet_session_snapshot(session, data, size, &size);
+    result = monet__save_bytes(&session->team.host, path, data, size, err);
+    monet__free(&session->team.host, data, size);
     return result;
 }
 
 MONET_API monet_result monet_session_load(monet_session *session, const char *path,
                                           monet_error *err)
 {
-    uint8_t      header[MONET__SNAPSHOT];
-    monet__file  file;
-    monet_result result;
-    uint64_t     size;
-    MONET__NEED(ARGUMENT, session && path, "load: session or path is NULL");
-    MONET__TRY(monet__file_open(path, &file, &size, err));
-    if (size >= MONET__SNAPSHOT && !monet__file_move(file, header, NULL, MONET__SNAPSHOT))
-        result = monet__io_fail(err, "read", path);
-    else
-        result = monet__snapshot_read(session, file, path, header, size, err);
-    (void)monet__file_close(file, false);
-    if (result != MONET_OK) monet__name_file(err, path);
-    return result;
+    monet_session *s = session;
+    void          *block;
+    uint64_t       size, most;
+    monet_result   result;
+    MONET__NEED(ARGUMENT, s && path, "load: session or path is NULL");
+    most = MONET__SNAPSHOT + 4 * (uint64_t)(s->model->arch.n_layers + s->S) +
+           4 * (uint64_t)s->model->arch.vocab_size +
+           (uint64_t)s->model->arch.n_layers * monet__cache_bytes(s, s->S);
+    MONET__TRY(monet__load_whole(&s->team.host, path, most, &block, &size, err));
+    result = monet_session_restore(s, block, (size_t)size);
+    monet__free(&s->team.host, block, size + 64);
+    if (result == MONET_OK) return result;
+    return monet__fail(err, result, "%s: %s", path, s->error.message);
 }
 #endif
 

@@ -397,14 +397,21 @@ typedef struct tool_name {
     uint32_t    value;
 } tool_name;
 
-static TOOL_UNUSED uint64_t tool_hash(const void *bytes, size_t size) /* FNV-1a */
+#define TOOL_HASH_START UINT64_C(14695981039346656037)
+
+/* FNV-1a, of what was hashed before and these bytes. */
+static TOOL_UNUSED uint64_t tool_hash_more(uint64_t hash, const void *bytes, size_t size)
 {
     const unsigned char *p = bytes;
-    uint64_t hash = UINT64_C(14695981039346656037);
     size_t i;
 
     for (i = 0; i < size; i++) hash = (hash ^ p[i]) * UINT64_C(1099511628211);
     return hash;
+}
+
+static TOOL_UNUSED uint64_t tool_hash(const void *bytes, size_t size)
+{
+    return tool_hash_more(TOOL_HASH_START, bytes, size);
 }
 
 static TOOL_UNUSED tool_name tool_name_of(const char *bytes, size_t size, uint32_t value)

@@ -375,24 +375,31 @@ static TOOL_UNUSED int corpus__descriptor(corpus__builder *b, uint32_t file, too
     return b->fd[place];
 }
 
-/* Appends the tokens of a text to b->tokens. */
-static TOOL_UNUSED bool corpus__encode(corpus__builder *b, const char *text, size_t size,
-                                       unsigned flags, tool_error *err)
+/* Appends the tokens of a text to the growing array *tokens, of which *n are used. */
+static TOOL_UNUSED bool corpus_encode(const monet_tokenizer *tokenizer, const char *text,
+                                      size_t size, unsigned flags, int32_t **tokens,
+                                      size_t *capacity, size_t *n, tool_error *err)
 {
     size_t count = size + 16;
     monet_result result = MONET_ERROR_CAPACITY;
     int tries;
 
     for (tries = 0; tries < 2 && result == MONET_ERROR_CAPACITY; tries++) {
-        if (!tool_grow(&b->tokens, &b->capacity, (uint64_t)b->n_tokens + count,
-                       sizeof *b->tokens, err)) return false;
-        result = monet_tokenizer_encode(b->config->tokenizer, text, size, flags,
-                                        b->tokens + b->n_tokens, b->capacity - b->n_tokens, &count);
+        if (!tool_grow(tokens, capacity, (uint64_t)*n + count, sizeof **tokens, err)) return false;
+        result = monet_tokenizer_encode(tokenizer, text, size, flags, *tokens + *n, *capacity - *n,
+                                        &count);
     }
     if (result != MONET_OK)
         return tool_fail(err, "cannot be encoded: %s", monet_result_name(result));
-    b->n_tokens += count;
+    *n += count;
     return true;
+}
+
+static TOOL_UNUSED bool corpus__encode(corpus__builder *b, const char *text, size_t size,
+                                       unsigned flags, tool_error *err)
+{
+    return corpus_encode(b->config->tokenizer, text, size, flags, &b->tokens, &b->capacity,
+                         &b->n_tokens, err);
 }
 
 /* Writes b->tokens; those before `scored` carry the mark that they are not scored. */
@@ -418,7 +425,7 @@ static TOOL_UNUSED bool corpus__write(corpus__builder *b, size_t scored, uint64_
 
 /* Of a long document, how many of the first n bytes to encode at once: up to a line end, or at
    least not into a character.                                                                  */
-static TOOL_UNUSED size_t corpus__cut(const char *text, size_t n)
+static TOOL_UNUSED size_t corpus_cut(const char *text, size_t n)
 {
     size_t end = n;
 
@@ -439,7 +446,7 @@ static TOOL_UNUSED bool corpus__encode_text(corpus__builder *b, const corpus__do
         unsigned flags = (at == 0 ? MONET_ADD_BOS : MONET_NO_PREFIX) | (last ? MONET_ADD_EOS : 0);
         n = last ? (size_t)(d->size - at) : CORPUS_PIECE + 1; /* one more, to cut between */
         if (!tool_pread(fd, b->text, n, d->offset + at, err)) return false;
-        if (!last) n = corpus__cut(b->text, n - 1);
+        if (!last) n = corpus_cut(b->text, n - 1);
         if (!corpus__encode(b, b->text, n, flags, err) ||
             !corpus__write(b, 0, n, (d->key & CORPUS__VALID) != 0, err)) return false;
     }
