@@ -8677,8 +8677,8 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
 }
 
 /* ---- snapshots ------------------------------------------------------------------- >>snapshots
-   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that a reader
-   of a file knows how much to read before it reads more.                                         */
+   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that damage is
+   told from a snapshot of another model.                                                         */
 #define MONET__SNAPSHOT 72 /* bytes of the header */
 static const uint8_t monet__snapshot_magic[8] = {'M', 'O', 'N', 'E', 'T', 'K', 'V', 0x1a};
 
