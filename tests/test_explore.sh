@@ -212,7 +212,7 @@ run_stats "$tmp/texts" "$tmp/some.jsonl" --match '*.train.txt' --out "$tmp/again
 check "stats: threads do not change the file" same "$tmp/all.stats" "$tmp/again.stats"
 
 # An interrupted pass goes on to the same bytes. --autosave 0 saves after every window.
-sentences "$tmp/long.txt" 900 the cat saw a house and found some old bread on its table
+sentences "$tmp/long.txt" 250 the cat saw a house and found some old bread on its table
 run_stats "$tmp/long.txt" --out "$tmp/whole.stats"
 check "stats: the long text" is_status 0
 "$bin/explore" stats "$model" "$tmp/long.txt" --window 64 --out "$tmp/part.stats" --autosave 0 \

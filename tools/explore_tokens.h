@@ -439,13 +439,16 @@ static TOOL_UNUSED bool tokens__each(tokens_run *r, tool_error *err)
     return ok;
 }
 
+/* Nothing is lost yet: here Ctrl-C ends the program at once. */
 static TOOL_UNUSED bool tokens__read_input(tool_buffer *text, tool_error *err)
 {
     char piece[4096];
     size_t n;
 
+    signal(SIGINT, SIG_DFL);
     while ((n = fread(piece, 1, sizeof piece, stdin)) > 0 && text->size < EXPLORE_MAX_TEXT)
         tool_put(text, piece, n);
+    explore_catch_interrupt();
     if (ferror(stdin)) return tool_fail(err, "cannot read the input: %s", strerror(errno));
     if (text->size >= EXPLORE_MAX_TEXT) return tool_fail(err, "the input is too long");
     return !text->failed || tool_fail(err, "out of memory");
