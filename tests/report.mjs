@@ -245,14 +245,16 @@ async function testMap() {
   await clickOn('.switch button', 1);
   check('the other group', (await text('.switch [aria-pressed=true]')) === 'G2');
   await point(...await middle('#cells', 0, place(24), place(20)));
-  check('the map tells what is under the pointer', (await text('.readout h3')) === 'G2 E1304' &&
-    (await text('.readout')).includes('i=20, j=24'), await text('.readout'));
+  check('the map tells what is under the pointer',
+    await until("document.querySelector('.readout h3').textContent === 'G2 E1304'") && (await text('.readout'))
+      .includes('i=20, j=24'), await text('.readout'));
   check('and its half-experts',
     /row i=20[0-9.]+.*column j=24[0-9.]+/.test(await text('.readout dl')));
   await picture('map');
   await click(...await middle('#cells', 0, place(24), place(20)));
   check('a click opens the card', await until("location.hash === '#g2e1304'") &&
-    (await text('.head')).includes('i=20, j=24'), await js('location.hash'));
+    await until(`${heading} === 'G2 E1304'`) && (await text('.head')).includes('i=20, j=24'),
+    await js('location.hash'));
   await js('history.back()');
   await until("document.querySelector('#cells') !== null");
   await js("document.querySelector('#cells').focus()");

@@ -441,7 +441,8 @@ static bool page_put_cards(page *p, tool_error *err)
         if (list == NULL) return false;
         page_next(out);
         tool_put(out, "[", 1);
-        for (k = 0; k < n && (p->cards == 0 || k < (size_t)p->cards) && !out->failed; k++) {
+        for (k = 0; k < n && (p->cards == 0 || k < (size_t)p->cards) && !out->failed &&
+                    !explore_interrupted; k++) {
             page_make_card(p, group, list[k].id);
             if (page_bytes(p) + p->card.size + 2 > start + share) break;
             page_next(out);
@@ -452,6 +453,7 @@ static bool page_put_cards(page *p, tool_error *err)
         free(list);
     }
     tool_put(out, "]", 1);
+    if (explore_interrupted) return tool_fail(err, "interrupted");
     return !p->card.failed || tool_fail(err, "out of memory");
 }
 
