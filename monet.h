@@ -923,11 +923,15 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
-#define MONET__SHARES 8 /* parts that the work of a thread is cut into; who is free takes one */
-#define MONET__BLOCK_TOKENS 128 /* tokens of a product that stay in cache */
-#define MONET__FAST_TOKENS 512 /* and one of fast mode */
-#define MONET__FAST_LEAST 4 /* fewer tokens of a half-expert are quicker in f32 */
-#define MONET__BLOCK_GROUPS 4 /* column groups of a block that stays in cache */
+enum {
+    MONET__SHARES = 8,         /* parts of the work of a thread; who is free takes one */
+    MONET__BLOCK_TOKENS = 128, /* tokens of a product that stay in cache */
+    MONET__BLOCK_GROUPS = 4,   /* column groups of a block that stays in cache */
+    MONET__FAST_TOKENS = 512,  /* tokens of a product in fast mode */
+    MONET__FAST_LEAST = 4,     /* fewer tokens of a half-expert are quicker in f32 */
+    MONET__NEAR = 1024,        /* bytes ahead that are fetched, see fetch: within one panel */
+    MONET__FAR = 8192          /* and within many */
+};
 
 /* ---- memory and errors -------------------------------------------------------------- >>memory
    Sizes are computed with checked arithmetic, an arena is laid out by the code that measures it. */
@@ -1805,12 +1809,6 @@ static const monet__kernels monet__scalar = {
 #define MONET__V(name) MONET__NAME(name, MONET__VEC)
 #define MONET__INLINE static inline __attribute__((always_inline)) MONET__TARGET
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
-#ifndef MONET__FAR
-#define MONET__FAR 8192 /* bytes ahead, see fetch: within many panels */
-#endif
-#ifndef MONET__NEAR
-#define MONET__NEAR 1024 /* and within one */
-#endif
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
    gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
    what it had better read again, unless told that the pointer is NEW.                            */
@@ -2561,8 +2559,6 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     (void)wanted;
     return &monet__scalar;
 }
-#undef MONET__FAR
-#undef MONET__NEAR
 #undef MONET__DTYPES
 #undef MONET__INLINE
 #undef MONET__JOIN
@@ -2584,8 +2580,10 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
    Many tokens: tiles of 16 tokens x 16 rows. Activations are rows of bf16, columns in order.
    Weights are made into [column group][16 pairs of columns][16 rows][2] in scratch memory, which
    suits both AMX and the dot products of AVX512_BF16; only that step knows their dtype.          */
-#define MONET__TILE 1024   /* bytes of a tile: 16 x 16 pairs of bf16 */
-#define MONET__TILE_SETS 8 /* sets of 16 rows that are made at once: all tiles stay in L2 */
+enum {
+    MONET__TILE = 1024,   /* bytes of a tile: 16 x 16 pairs of bf16 */
+    MONET__TILE_SETS = 8  /* sets of 16 rows that are made at once: all tiles stay in L2 */
+};
 
 typedef struct monet__codes { /* 32 columns of x as signed bytes: scale * code, in split order */
     int8_t  code[32];
@@ -4387,7 +4385,7 @@ static void monet__linear_dx(void *context, int item, int task)
     const monet__linear_back *job = (const monet__linear_back *)context;
     const monet_real         *w = (const monet_real *)job->w->data;
     size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
-    size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
+    size_t width = job->sparse ? groups : (size_t)MONET__BLOCK_GROUPS;
     size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
     int    begin = (int)((size_t)item / blocks) * MONET__TOKENS;
     int    step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS, rows = (int)job->w->shape[0];
@@ -5718,11 +5716,11 @@ static int monet__process(void) { return 0; }
 /* ---- load ----------------------------------------------------------------------------- >>load
    Order: size, magic, version, endianness, hash, counts against the bytes that are there, each
    entry against what the architecture says it must be. Only then memory is allocated.            */
-#define MONET__HEADER 64
-#define MONET__SECTION 40
-#define MONET__ENTRY 128
-#define MONET__ARCH ((int)(sizeof(monet_arch) / 4)) /* fields of 4 bytes */
-enum { MONET__HAS_QUANTISED = 1 }; /* features that a reader must know: q8 or q4 tensors */
+enum {
+    MONET__HEADER = 64, MONET__SECTION = 40, MONET__ENTRY = 128, /* bytes */
+    MONET__ARCH = sizeof(monet_arch) / 4, /* fields of 4 bytes */
+    MONET__HAS_QUANTISED = 1 /* features that a reader must know: q8 or q4 tensors */
+};
 static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
@@ -9666,7 +9664,7 @@ MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, f
    Section 6, state: u64 steps, skipped, batches, then the caller's bytes. Section 7, moments: both
    blocks as they are in memory, each as large as the data section.                               */
 #ifndef MONET_NO_STDIO
-#define MONET__STATE 24
+enum { MONET__STATE = 24 };
 
 MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const char *path,
                                           const void *user, size_t user_size, monet_error *err)
@@ -9764,31 +9762,19 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
     monet_model_free(model);
     return result;
 }
-#undef MONET__STATE
 #endif
 #endif /* MONET_NO_TRAINING */
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
-#undef MONET__ARCH
 #undef MONET__BIG_ENDIAN
-#undef MONET__BLOCK_GROUPS
-#undef MONET__BLOCK_TOKENS
-#undef MONET__SHARES
-#undef MONET__TILE
-#undef MONET__TILE_SETS
-#undef MONET__FAST_LEAST
-#undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
-#undef MONET__ENTRY
 #undef MONET__GROUP
-#undef MONET__HEADER
 #undef MONET__LANES
 #undef MONET__NEED
 #undef MONET__NO_FILE
 #undef MONET__POOL
 #undef MONET__POSIX
 #undef MONET__ROWS
-#undef MONET__SECTION
 #undef MONET__TABLE
 #undef MONET__TOKENS
 #undef MONET__TRY
