@@ -2591,16 +2591,24 @@ typedef struct monet__codes { /* 32 columns of x as signed bytes: scale * code, 
     float   scale, pad[3];    /* are kept with that offset */
 } monet__codes;
 
+/* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
+typedef struct monet__step {
+    const uint16_t *x[32]; /* behind `tokens` the last one again */
+    const char     *w[2];  /* tiles of a set */
+    int             tokens, sets;
+    size_t          groups, x_groups; /* x has them `parts` times */
+} monet__step;
+
 typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are faster */
     const char *name;        /* "scalar", "vnni", "bf16", "amx", "none" */
     /* x (32*groups, split order) to bf16, columns in order. parts = 1: rounded; 3: lo, mid and hi
        (3, 32*groups) that together are x exactly, where it is below 3e38.                        */
     void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
-    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
-       Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.    */
-    void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
-                int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
-                void *scratch);
+    /* The tile of one column group of n rows; what is behind these rows does not matter. */
+    void (*make)(char *tile, const char *group, monet_dtype dtype, int panel_rows, int first,
+                 int n);
+    void (*step)(float (*c)[512], const monet__step *step); /* c[set][16*token + row] */
+    void (*begin)(void), (*end)(void);                      /* around the steps, or NULL */
     void (*quantize)(monet__codes *out, const monet_real *x, size_t groups);
     /* out[r] = row r . x for n_rows rows of q8 or q4 panels that follow one another. */
     void (*dot_int8)(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
@@ -2612,23 +2620,8 @@ static size_t monet__fast_scratch(size_t groups)
     return MONET__TILE_SETS * MONET__TILE * groups;
 }
 
-/* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
-typedef struct monet__step {
-    const uint16_t *x[32]; /* behind `tokens` the last one again */
-    const char     *w[2];  /* tiles of a set */
-    int             tokens, sets;
-    size_t          groups, x_groups; /* x has them `parts` times */
-} monet__step;
-
-typedef struct monet__tiles {
-    /* The tile of one column group of n rows; what is behind these rows does not matter. */
-    void (*make)(char *tile, const char *group, monet_dtype dtype, int panel_rows, int first,
-                 int n);
-    void (*step)(float (*c)[512], const monet__step *step); /* c[set][16*token + row] */
-} monet__tiles;
-
 /* All tokens with the tiles of rows first[0]..first[sets]-1. */
-static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, const char *made,
+static void monet__dot_sets(const monet__fast *fast, monet_real *const *out, const char *made,
                             const int *first, int sets, monet__step *step,
                             const uint16_t *const *x, int n_tokens)
 {
@@ -2640,7 +2633,7 @@ static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, c
             step->sets = sets - s < 2 ? 1 : 2;
             step->w[0] = made + MONET__TILE * step->groups * (size_t)s;
             step->w[1] = step->w[0] + MONET__TILE * step->groups;
-            tiles->step(c, step);
+            fast->step(c, step);
             for (int k = 0; k < step->sets; ++k) {
                 int at = first[s + k], rows = first[s + k + 1] - at;
                 for (int i = 0; i < step->tokens; ++i) {
@@ -2653,14 +2646,17 @@ static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, c
     }
 }
 
-static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, const void *panel,
-                             monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
-                             const uint16_t *const *x, int parts, int n_tokens, void *scratch)
+/* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
+   Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.        */
+static void monet__fast_dot(const monet__fast *fast, monet_real *const *out, const void *panel,
+                            monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
+                            const uint16_t *const *x, int parts, int n_tokens, void *scratch)
 {
     size_t      size = (size_t)panel_rows * monet__row_bytes(dtype);
     int         first[MONET__TILE_SETS + 1], sets;
     monet__step step;
     step.groups = groups, step.x_groups = groups * (size_t)parts;
+    if (fast->begin) fast->begin();
     for (int row = 0; row < n_rows; row = first[sets]) {
         char *tile = (char *)scratch;
         first[0] = row;
@@ -2671,11 +2667,12 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
             if (n > n_rows - first[sets]) n = n_rows - first[sets];
             group += (size_t)(first[sets] / panel_rows) * groups * size;
             for (size_t g = 0; g < groups; ++g, group += size, tile += MONET__TILE)
-                tiles->make(tile, group, dtype, panel_rows, at, n);
+                fast->make(tile, group, dtype, panel_rows, at, n);
             first[sets + 1] = first[sets] + n;
         }
-        monet__dot_sets(tiles, out, (const char *)scratch, first, sets, &step, x, n_tokens);
+        monet__dot_sets(fast, out, (const char *)scratch, first, sets, &step, x, n_tokens);
     }
+    if (fast->end) fast->end();
 }
 
 /* What rounding loses goes on in the next part. */
@@ -2719,15 +2716,6 @@ static void monet__step_scalar(float (*c)[512], const monet__step *step)
             }
             memcpy(c[set] + t * 16, sum, sizeof sum);
         }
-}
-
-static void monet__dot_scalar(monet_real *const *out, const void *panel, monet_dtype dtype,
-                              int panel_rows, int n_rows, size_t groups, const uint16_t *const *x,
-                              int parts, int n_tokens, void *scratch)
-{
-    static const monet__tiles tiles = {monet__make_scalar, monet__step_scalar};
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
 }
 
 /* Scale of 32 numbers by the bits of the largest: NaN if it is not finite, 0 if below 2^-100. */
@@ -2787,9 +2775,10 @@ static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtyp
     }
 }
 
-static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL};
-static const monet__fast monet__fast_scalar = {"scalar", monet__round, monet__dot_scalar,
-                                               monet__quantize, monet__dot_int8};
+static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+static const monet__fast monet__fast_scalar = {
+    "scalar", monet__round, monet__make_scalar, monet__step_scalar, NULL, NULL, monet__quantize,
+    monet__dot_int8};
 
 #if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
     (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
@@ -2932,16 +2921,6 @@ static MONET__BF16 void monet__step_bf16(float (*c)[512], const monet__step *ste
     }
 }
 
-static MONET__VNNI void monet__dot_bf16(monet_real *const *out, const void *panel,
-                                        monet_dtype dtype, int panel_rows, int n_rows,
-                                        size_t groups, const uint16_t *const *x, int parts,
-                                        int n_tokens, void *scratch)
-{
-    static const monet__tiles tiles = {monet__make_512, monet__step_bf16};
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
-}
-
 /* Tiles: 0 to 3 sums, 4 and 5 tokens, 6 and 7 rows. As asm, because the functions that compilers
    have for this do not say which memory they read.                                               */
 #define MONET__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
@@ -2996,19 +2975,14 @@ static MONET__AMX void monet__step_amx(float (*c)[512], const monet__step *step)
     MONET__TILE_STORE(3, c[1] + 256);
 }
 
-static MONET__AMX void monet__dot_amx(monet_real *const *out, const void *panel, monet_dtype dtype,
-                                      int panel_rows, int n_rows, size_t groups,
-                                      const uint16_t *const *x, int parts, int n_tokens,
-                                      void *scratch)
+static MONET__AMX void monet__begin_amx(void)
 {
-    static const monet__tiles tiles = {monet__make_512, monet__step_amx};
     static const struct { uint8_t palette[16]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
         {1}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
-    __asm__ volatile("tilerelease" ::: "memory");
 }
+
+static MONET__AMX void monet__end_amx(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
 static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
 {
@@ -3109,12 +3083,14 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
     }
 }
 
-static const monet__fast monet__fast_vnni = {"vnni", NULL, NULL, monet__quantize_512,
-                                             monet__dot_int8_512};
-static const monet__fast monet__fast_bf16 = {"bf16", monet__round_512, monet__dot_bf16,
-                                             monet__quantize_512, monet__dot_int8_512};
-static const monet__fast monet__fast_amx = {"amx", monet__round_512, monet__dot_amx,
-                                            monet__quantize_512, monet__dot_int8_512};
+static const monet__fast monet__fast_vnni = {
+    "vnni", NULL, NULL, NULL, NULL, NULL, monet__quantize_512, monet__dot_int8_512};
+static const monet__fast monet__fast_bf16 = {
+    "bf16", monet__round_512, monet__make_512, monet__step_bf16, NULL, NULL, monet__quantize_512,
+    monet__dot_int8_512};
+static const monet__fast monet__fast_amx = {
+    "amx", monet__round_512, monet__make_512, monet__step_amx, monet__begin_amx, monet__end_amx,
+    monet__quantize_512, monet__dot_int8_512};
 
 /* Linux gives tiles to a process that asks for their registers (18); it may be refused. */
 static bool monet__has_amx(void)
@@ -4285,8 +4261,8 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
             x[k] = monet__rounded(in, (size_t)(t + k), groups, p->parts == 3 ? 0 : 2);
             out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)first;
         }
-        in->fast->dot(out, panel, dtype, p->w->panel, end - first, groups, x, p->parts, n,
-                      in->scratch + (size_t)task * in->scratch_size);
+        monet__fast_dot(in->fast, out, panel, dtype, p->w->panel, end - first, groups, x, p->parts,
+                        n, in->scratch + (size_t)task * in->scratch_size);
     }
     return true;
 }
@@ -4975,8 +4951,8 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
     }
     if (in->rounded && in->n > 1 && n >= MONET__FAST_LEAST) {
         for (int t = 0; t < n; ++t) rounded[t] = monet__rounded(in, user[2 * t], groups, 2);
-        in->fast->dot(out, panel, u->dtype, m, m, groups, rounded, 1, n,
-                      in->scratch + (size_t)task * in->scratch_size);
+        monet__fast_dot(in->fast, out, panel, u->dtype, m, m, groups, rounded, 1, n,
+                        in->scratch + (size_t)task * in->scratch_size);
         return;
     }
     for (int k, t = 0; t < n; t += k) {
@@ -6884,7 +6860,7 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
     s->in.x = s->split;
     s->in.stride = s->stride;
-    if (s->in.fast && s->in.fast->dot) {
+    if (s->in.fast && s->in.fast->step) {
         s->in.rounded = (uint16_t *)monet__take(&arena, B * s->in.rounded_stride, 2);
         s->in.scratch = (char *)monet__take(&arena, tasks, s->in.scratch_size);
     }
