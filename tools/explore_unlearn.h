@@ -90,7 +90,6 @@ typedef struct unlearn {
     uint32_t       *order;  /* (N*N) */
     double          thresholds[UNLEARN_THRESHOLDS];
     size_t          n_thresholds;
-    double         *chance; /* see unlearn_permute */
     tool_progress   progress;
     size_t          done;   /* windows evaluated */
 } unlearn;
@@ -954,43 +953,34 @@ static bool unlearn__save_json(const unlearn *u, tool_error *err)
    keeps the scores as they are and has to give the correlations of the statistics.             */
 
 typedef struct unlearn_chance {
-    size_t    n_documents, room, n_experts, n_sets;
-    double   *scores;             /* (n_documents): NaN = none */
-    double   *permuted;           /* (n_sets,n_documents) */
-    double   *sum, *sum2, *here;  /* (n_experts): of s, of s^2, of s in the document at hand */
-    double   *products;           /* (n_sets,n_experts): of s*y */
-    double   *y, *y2;             /* (n_sets) */
-    size_t   *touched, n_touched; /* experts of the document at hand */
-    uint64_t  n, n_here;          /* tokens: of all documents, of the one at hand */
+    double *scores; /* (n_documents), as they come; while counting, of one set after the other */
+    size_t  n_documents, room;
+    stats  *sets;   /* (n_sets) */
+    size_t  n_sets, n_made;
 } unlearn_chance;
 
-static void unlearn__chance_free(unlearn_chance *c)
-{
-    free(c->scores), free(c->permuted), free(c->sum), free(c->sum2), free(c->here);
-    free(c->products), free(c->y), free(c->y2), free(c->touched);
-}
-
+/* (n_sets,n_documents) scores, and statistics of each set. They need neither labels nor tokens. */
 static bool unlearn__chance_start(unlearn *u, unlearn_chance *c, tool_error *err)
 {
-    size_t k, d;
+    static const char *const label = "all";
+    const size_t n = c->n_documents;
+    stats_config config;
+    size_t d;
 
+    memset(&config, 0, sizeof config);
+    config.top = config.sample = config.context = 1;
+    config.n_threads = (int32_t)u->e->threads;
     c->n_sets = (size_t)u->draws + 1;
-    c->n_experts = unlearn__members(u);
-    c->permuted = tool_alloc(c->n_sets * c->n_documents, sizeof(double), err);
-    c->sum = tool_alloc(c->n_experts, sizeof(double), err);
-    c->sum2 = tool_alloc(c->n_experts, sizeof(double), err);
-    c->here = tool_alloc(c->n_experts, sizeof(double), err);
-    c->products = tool_alloc(c->n_sets * c->n_experts, sizeof(double), err);
-    c->y = tool_alloc(c->n_sets, sizeof(double), err);
-    c->y2 = tool_alloc(c->n_sets, sizeof(double), err);
-    c->touched = tool_alloc(c->n_experts, sizeof *c->touched, err);
-    if (c->permuted == NULL || c->sum == NULL || c->sum2 == NULL || c->here == NULL ||
-        c->products == NULL || c->y == NULL || c->y2 == NULL || c->touched == NULL) return false;
-    for (k = 0; k < c->n_sets; k++) {
-        double *y = c->permuted + k * c->n_documents;
-        memcpy(y, c->scores, c->n_documents * sizeof *y);
-        for (d = c->n_documents; k > 0 && d > 1; d--) {
-            const size_t other = (size_t)(corpus_random((uint64_t)u->seed, k, d) % d);
+    c->sets = tool_alloc(c->n_sets, sizeof *c->sets, err);
+    if (c->sets == NULL || !tool_grow(&c->scores, &c->room, (uint64_t)c->n_sets * n,
+                                      sizeof *c->scores, err)) return false;
+    for (; c->n_made < c->n_sets; c->n_made++) {
+        double *y = c->scores + c->n_made * n;
+        if (!stats_create(&c->sets[c->n_made], u->e->model, &config, &label, 1, err)) return false;
+        if (c->n_made == 0) continue;
+        memcpy(y, c->scores, n * sizeof *y);
+        for (d = n; d > 1; d--) {
+            const size_t other = (size_t)(corpus_random((uint64_t)u->seed, c->n_made, d) % d);
             const double x = y[other];
             y[other] = y[d - 1];
             y[d - 1] = x;
@@ -999,135 +989,105 @@ static bool unlearn__chance_start(unlearn *u, unlearn_chance *c, tool_error *err
     return true;
 }
 
-/* All scores of one token, as stats_add counts them. */
-static bool unlearn__chance_token(unlearn *u, unlearn_chance *c, const monet_session *session,
-                                  int32_t index, tool_error *err)
+/* Adds a window to each set, with the score that its document has there. */
+static bool unlearn__chance_add(unlearn_chance *c, monet_session *session, text_window *w,
+                                size_t document, tool_error *err)
 {
-    const size_t size = domains_group_size(&u->s);
-    monet_routing r;
-    int32_t group, x, y, h;
+    bool ok = true;
+    size_t k;
 
-    c->n_here++;
-    for (group = 0; group < u->s.n_groups; group++) {
-        if (monet_session_routing(session, index, explore_first_layer(u->e, group), &r) != MONET_OK)
-            return explore_session_failed(session, err);
-        for (x = 0; x < r.n_i; x++)
-            for (y = 0; y < r.n_j; y++) {
-                const size_t id = (size_t)group * size + (size_t)(r.i[x] * r.n_experts + r.j[y]);
-                double s = 0;
-                for (h = 0; h < r.n_heads; h++)
-                    s += (double)r.g1[h * r.n_experts + r.i[x]] *
-                         (double)r.g2[h * r.n_experts + r.j[y]];
-                if (s <= 0) continue;
-                if (c->here[id] <= 0) c->touched[c->n_touched++] = id;
-                c->here[id] += s;
-                c->sum2[id] += s * s;
-            }
+    if (monet_session_rewind(session, 0) != MONET_OK ||
+        monet_session_eval(session, w->tokens, (size_t)w->n) != MONET_OK)
+        return explore_session_failed(session, err);
+    w->label = 0;
+    for (k = 0; ok && k < c->n_sets; k++) {
+        w->score = c->scores[k * c->n_documents + document];
+        ok = stats_add(&c->sets[k], session, w, err);
     }
-    return true;
-}
-
-/* The document at hand is complete. */
-static void unlearn__chance_document(unlearn_chance *c, size_t document)
-{
-    size_t k, t;
-
-    for (k = 0; k < c->n_sets; k++) {
-        const double y = c->permuted[k * c->n_documents + document];
-        c->y[k] += (double)c->n_here * y;
-        c->y2[k] += (double)c->n_here * y * y;
-        for (t = 0; t < c->n_touched; t++)
-            c->products[k * c->n_experts + c->touched[t]] += c->here[c->touched[t]] * y;
-    }
-    for (t = 0; t < c->n_touched; t++) {
-        c->sum[c->touched[t]] += c->here[c->touched[t]];
-        c->here[c->touched[t]] = 0;
-    }
-    c->n += c->n_here;
-    c->n_touched = c->n_here = 0;
+    return ok;
 }
 
 /* Reads all scored windows; without a session only the score of each document. */
 static bool unlearn__chance_pass(unlearn *u, unlearn_chance *c, const texts_config *config,
                                  monet_session *session, tool_error *err)
 {
-    const int32_t bos = monet_tokenizer_bos(u->e->tokenizer);
     uint64_t last = 0;
     size_t n = 0; /* documents */
     text_window w;
     texts t;
-    int32_t k;
     bool ok = texts_open(&t, config, err);
 
     if (!ok) return false;
+    tool_progress_begin(&u->progress, "permuting", NULL, t.bytes);
+    if (u->e->quiet) u->progress.last = 1e300; /* the next line is never due */
     for (w.n = 1; ok && w.n > 0;) {
-        ok = texts_next(&t, &w, err) &&
-             (!explore_interrupted || tool_fail(err, "interrupted"));
+        ok = texts_next(&t, &w, err) && (!explore_interrupted || tool_fail(err, "interrupted"));
         if (!ok || w.n == 0 || !w.has_score) continue;
-        if (n == 0 || w.document != last) {
-            if (session != NULL && n > 0) unlearn__chance_document(c, n - 1);
-            n++;
-            last = w.document;
-            ok = session != NULL || tool_grow(&c->scores, &c->room, n, sizeof *c->scores, err);
-            if (ok && session == NULL) c->scores[c->n_documents++] = w.score;
+        n += n == 0 || w.document != last;
+        last = w.document;
+        if (session == NULL) {
+            ok = tool_grow(&c->scores, &c->room, n, sizeof *c->scores, err);
+            if (ok) c->scores[n - 1] = w.score;
+            c->n_documents = n;
+        } else {
+            ok = (n <= c->n_documents || tool_fail(err, "the texts have changed")) &&
+                 unlearn__chance_add(c, session, &w, n - 1, err);
         }
-        if (!ok || session == NULL) continue;
-        if (monet_session_rewind(session, 0) != MONET_OK ||
-            monet_session_eval(session, w.tokens, (size_t)w.n) != MONET_OK)
-            ok = explore_session_failed(session, err);
-        for (k = 0; ok && k < w.n; k++)
-            if (w.tokens[k] != bos) ok = unlearn__chance_token(u, c, session, k, err);
+        tool_progress_update(&u->progress, t.bytes_done);
     }
-    if (ok && session != NULL && n > 0) unlearn__chance_document(c, n - 1);
+    tool_progress_end(&u->progress);
     texts_close(&t);
     return ok;
-}
-
-static double unlearn__chance_r(const unlearn_chance *c, size_t set, size_t id)
-{
-    return stats__r(c->n, c->sum[id], c->sum2[id], c->y[set], c->y2[set],
-                    c->products[set * c->n_experts + id]);
 }
 
 static bool unlearn__chance_check(const unlearn *u, const unlearn_chance *c, tool_error *err)
 {
     const size_t size = domains_group_size(&u->s);
     size_t k;
-    bool same = c->n == u->s.n_scored;
+    bool same = c->sets[0].n_scored == u->s.n_scored;
 
-    for (k = 0; same && k < c->n_experts; k++) {
-        const double r = unlearn__chance_r(c, 0, k);
-        const double of_stats = unlearn__r(&u->s, (int32_t)(k / size), k % size, -1);
-        same = r == r ? fabs(r - of_stats) < 1e-6 : of_stats != of_stats;
+    for (k = 0; same && k < unlearn__members(u); k++) {
+        const double a = unlearn__r(&c->sets[0], (int32_t)(k / size), k % size, -1);
+        const double b = unlearn__r(&u->s, (int32_t)(k / size), k % size, -1);
+        same = a == a ? fabs(a - b) < 1e-6 : b != b;
     }
-    return same || tool_fail(err, "--permute: %.200s is not what the statistics were made of (or "
-                             "--window is another)", u->permute);
+    return same || tool_fail(err, "--permute: %.200s is not what the statistics were made of, or "
+                             "--window is another", u->permute);
+}
+
+/* How many experts of a set reach the threshold; *most: the largest r of all. */
+static long long unlearn__reach(const unlearn *u, const stats *set, double threshold, double *most)
+{
+    const size_t size = domains_group_size(&u->s);
+    long long n = 0;
+    size_t k;
+
+    for (*most = -1, k = 0; k < unlearn__members(u); k++) {
+        const double r = unlearn__r(set, (int32_t)(k / size), k % size, -1);
+        n += r >= threshold;
+        if (r > *most) *most = r;
+    }
+    return n;
 }
 
 static void unlearn__put_chance(const unlearn *u, const unlearn_chance *c, tool_buffer *out)
 {
-    size_t t, k, id;
+    double most = 0;
+    size_t t, k;
 
-    tool_putf(out, "\nexperts whose score correlates with the texts' score, and with scores "
-                   "permuted over %llu documents\n\n%-10s %8s   permuted, %lld draws\n",
-              (unsigned long long)c->n_documents, "threshold", "experts", (long long)u->draws);
+    tool_putf(out, "\nexperts whose score correlates with that of the texts, and with scores "
+                   "permuted over %llu documents (seed %lld)\n\n%-10s %8s   permuted\n",
+              (unsigned long long)c->n_documents, (long long)u->seed, "threshold", "experts");
     for (t = 0; t < u->n_thresholds; t++) {
         tool_putf(out, "r >= %-5g", u->thresholds[t]);
-        for (k = 0; k < c->n_sets; k++) {
-            int64_t n = 0;
-            for (id = 0; id < c->n_experts; id++)
-                n += unlearn__chance_r(c, k, id) >= u->thresholds[t];
-            tool_putf(out, k == 0 ? " %8lld  " : " %lld", (long long)n);
-        }
+        for (k = 0; k < c->n_sets; k++)
+            tool_putf(out, k == 0 ? " %8lld  " : " %lld",
+                      unlearn__reach(u, &c->sets[k], u->thresholds[t], &most));
         tool_putf(out, "\n");
     }
     tool_putf(out, "%-10s", "largest r");
     for (k = 0; k < c->n_sets; k++) {
-        double most = -1;
-        for (id = 0; id < c->n_experts; id++) {
-            const double r = unlearn__chance_r(c, k, id);
-            if (r > most) most = r;
-        }
+        unlearn__reach(u, &c->sets[k], 1, &most);
         tool_putf(out, k == 0 ? " %8.3f  " : " %.3f", most);
     }
     tool_putf(out, "\n");
@@ -1138,6 +1098,7 @@ static bool unlearn__permute(unlearn *u, tool_buffer *out, tool_error *err)
     texts_config config;
     unlearn_chance c;
     monet_session *session = NULL;
+    size_t k;
     bool ok;
 
     if (u->permute == NULL) return true;
@@ -1154,8 +1115,10 @@ static bool unlearn__permute(unlearn *u, tool_buffer *out, tool_error *err)
          explore_session(u->e, config.window, EXPLORE_ROUTING, &session, err) &&
          unlearn__chance_pass(u, &c, &config, session, err) && unlearn__chance_check(u, &c, err);
     if (ok) unlearn__put_chance(u, &c, out);
+    for (k = 0; k < c.n_made; k++) stats_free(&c.sets[k]);
+    free(c.sets);
+    free(c.scores);
     monet_session_free(session);
-    unlearn__chance_free(&c);
     return ok;
 }
 

@@ -20,8 +20,8 @@
        stats_save(&s, "corpus.stats", &err);
        stats_free(&s);
 
-   To resume: s.pass = t.hash before the first window; later, stats_load, compare s.pass with t.hash,
-   texts_seek(&t, s.windows).                                                                   */
+   To resume: s.pass = t.hash before the first window. Later: stats_load, compare s.pass with
+   t.hash, texts_seek(&t, s.windows, &err).                                                     */
 #ifndef TOOL_STATS_H
 #define TOOL_STATS_H
 
@@ -448,9 +448,11 @@ static TOOL_UNUSED int32_t stats__groups(const monet_arch *arch)
     return (arch->n_layers + arch->moe_groups - 1) / arch->moe_groups;
 }
 
-/* Bytes that statistics of such a model need, but for the contexts of tokens. These grow with the
-   texts, 4 bytes for each token that lies near an entry of a list: at most (2 * context + 1) * 4 +
-   32 bytes an entry, or about 8 bytes for each token of the texts, whichever is less. */
+/* Bytes that statistics of such a model need at most, but for the contexts of tokens: 60 for each
+   expert, 16 for each label of it, 12 for each token in its lists. N = 512, 6 groups, 16 labels and
+   lists of 20 and 20: 1.25 GB, of which what belongs to experts that are never active is never
+   touched. Contexts take 4 bytes for each token near one in a list, twice that while they are
+   gathered: at most 8 for each token of the texts, and 270 for each token in a list. */
 static TOOL_UNUSED uint64_t stats_memory(const monet_arch *arch, const stats_config *config,
                                          size_t n_labels)
 {
@@ -468,7 +470,8 @@ static TOOL_UNUSED uint64_t stats_size(const stats *s)
            s->held_capacity * sizeof *s->tokens + s->segment_capacity * sizeof *s->segments;
 }
 
-static TOOL_UNUSED bool stats__fits(const stats *s, uint64_t bytes, tool_error *err)
+static TOOL_UNUSED bool stats__fits(const stats *s, uint64_t bytes, size_t n_labels,
+                                    tool_error *err)
 {
     char need[TOOL_HUMAN], most[TOOL_HUMAN];
 
@@ -477,7 +480,7 @@ static TOOL_UNUSED bool stats__fits(const stats *s, uint64_t bytes, tool_error *
                      "and a sample of %d), less context (%d) or fewer labels (%llu) need less",
                      tool_human(need, bytes), tool_human(most, s->config.max_bytes),
                      (int)s->config.top, (int)s->config.sample, (int)s->config.context,
-                     (unsigned long long)s->n_labels);
+                     (unsigned long long)n_labels);
 }
 
 static TOOL_UNUSED void stats_free(stats *s)
@@ -576,7 +579,8 @@ static TOOL_UNUSED bool stats__start(stats *s, size_t n_labels, tool_error *err)
         return tool_fail(err, "statistics: the top %d, a sample of %d (1 to %d), context %d (1 to "
                          "4096) or %d threads (1 to 256) is out of range", (int)c->top,
                          (int)c->sample, STATS_MAX_LIST, (int)c->context, (int)c->n_threads);
-    if (!stats__fits(s, stats__fixed(c, N, (uint64_t)s->H, n_groups, n_labels), err)) return false;
+    if (!stats__fits(s, stats__fixed(c, N, (uint64_t)s->H, n_groups, n_labels), n_labels,
+                     err)) return false;
     s->drop_at = STATS_HELD;
     s->experts.n = (size_t)n;
     s->halves.n = (size_t)(2 * N * n_groups);
@@ -626,7 +630,6 @@ static TOOL_UNUSED bool stats__need_scored(stats *s, tool_error *err)
 static TOOL_UNUSED void stats__mark(const stats *s, uint32_t *used)
 {
     const uint32_t reach = (uint32_t)s->config.context + 1;
-    uint32_t left;
     size_t at, k;
 
     for (at = 0; at < s->experts.n; at++) {
@@ -635,13 +638,17 @@ static TOOL_UNUSED void stats__mark(const stats *s, uint32_t *used)
         list += s->config.top;
         for (k = 0; k < s->lists[at].n_sample; k++) used[list[k].place] = 1;
     }
-    for (k = 0, left = 0; k < s->n_held; k++) {
-        left = (used[k] & 1) != 0 ? reach : left > 0 ? left - 1 : 0;
-        if (left > 0) used[k] |= 2;
-    }
-    for (k = s->n_held, left = 0; k-- > 0;) {
-        left = (used[k] & 1) != 0 ? reach : left > 0 ? left - 1 : 0;
-        if (left > 0) used[k] |= 2;
+    for (k = 0; k < s->n_segments; k++) {
+        const size_t begin = s->segments[k].begin, end = begin + s->segments[k].n;
+        uint32_t before = 0, behind = 0; /* how far the context of the last one still goes */
+        for (at = begin; at < end; at++) {
+            behind = (used[at] & 1) != 0 ? reach : behind > 0 ? behind - 1 : 0;
+            if (behind > 0) used[at] |= 2;
+        }
+        for (at = end; at-- > begin;) {
+            before = (used[at] & 1) != 0 ? reach : before > 0 ? before - 1 : 0;
+            if (before > 0) used[at] |= 2;
+        }
     }
 }
 
@@ -716,7 +723,7 @@ static TOOL_UNUSED bool stats__has_room(const stats *s, size_t n, size_t n_segme
     if (s->n_segments + n_segments > segments)
         bytes += (s->n_segments + n_segments > 2 * segments
                   ? s->n_segments + n_segments - segments : segments) * sizeof *s->segments;
-    return stats__fits(s, bytes, err);
+    return stats__fits(s, bytes, s->n_labels, err);
 }
 
 static TOOL_UNUSED bool stats__reserve(stats *s, size_t n, size_t n_segments, tool_error *err)
@@ -1090,7 +1097,8 @@ static TOOL_UNUSED void stats__add_window(stats *s, const text_window *w, uint64
 }
 
 /* Adds a window. The last eval of the session must have read just these tokens, with
-   capture_routing. After an error nothing of the window is counted. */
+   capture_routing. Scores are what the routers say, whatever edit is set. After an error nothing of
+   the window is counted. */
 static TOOL_UNUSED bool stats_add(stats *s, const monet_session *session, const text_window *w,
                                   tool_error *err)
 {
@@ -1145,7 +1153,8 @@ static TOOL_UNUSED bool stats__map_labels(stats *into, const stats *from, uint32
             if (strcmp(into->labels[m].name, from->labels[k].name) == 0) break;
         map[k] = (uint32_t)(m < into->n_labels ? m : n++);
     }
-    if (!stats__fits(into, stats_size(into) + (n - into->n_labels) * one, err)) return false;
+    if (!stats__fits(into, stats_size(into) + (n - into->n_labels) * one, n, err))
+        return false;
     for (k = 0; k < from->n_labels; k++)
         if (map[k] >= into->n_labels &&
             !stats__add_label(into, from->labels[k].name, strlen(from->labels[k].name), err))

@@ -373,7 +373,7 @@ static TOOL_UNUSED bool stats__get_tokens(stats__reader *r, stats *s)
         if (s->tokens[k] < -1 || s->tokens[k] >= s->vocab_size) return stats__bad(r, "a token");
     }
     if (s->n_held > STATS_HELD / 2) s->drop_at = 2 * s->n_held;
-    return r->ok && stats__fits(s, stats_size(s), r->err);
+    return r->ok && stats__fits(s, stats_size(s), s->n_labels, r->err);
 }
 
 /* Everything before the tables. s holds what the model says. */
