@@ -324,7 +324,7 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
         explore_put_token_json(r->e, out, x->tokens[x->n_before]);
         tool_putf(out, ",\"label\":");
         explore_put_json(out, label, strlen(label));
-        tool_putf(out, ",\"document\":%llu,\"position\":%lld,\"before\":",
+        tool_putf(out, ",\"document\":\"%llu\",\"position\":%lld,\"before\":",
                   (unsigned long long)x->document, (long long)x->position);
         expert__put_joined(r, x->tokens, x->n_before, false);
         tool_putf(out, ",\"after\":");
