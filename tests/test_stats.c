@@ -1,5 +1,7 @@
 /* test_stats.c: statistics of experts against all N*N scores of all tokens, computed in double.
    cc -O2 -pthread -I. tests/test_stats.c -o test_stats -lm && ./test_stats */
+#define _FILE_OFFSET_BITS 64
+#define _XOPEN_SOURCE 700
 #include <stddef.h>
 #include <stdlib.h>
 
