@@ -501,6 +501,8 @@ static TOOL_UNUSED bool expert__run(expert_run *r, const char **which, size_t n,
         if (k > 0 && !r->set->csv && !r->set->jsonl) tool_put(&r->out.text, "\n", 1);
         ok = expert__one(r, which[k], err);
     }
+    if (ok && r->out.to_file && explore_interrupted)
+        ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
     free(r->top);
