@@ -945,11 +945,15 @@ MONET_API const void *monet_trainer_user(const monet_trainer *trainer, size_t *s
 #define MONET__GROUP 32  /* columns of a group, in panels and in activations */
 #define MONET__ROWS 16   /* rows in a panel of a dense matrix */
 #define MONET__TOKENS 32 /* tokens that a kernel sees at a time */
-#define MONET__SHARES 8 /* parts that the work of a thread is cut into; who is free takes one */
-#define MONET__BLOCK_TOKENS 128 /* tokens of a product that stay in cache */
-#define MONET__FAST_TOKENS 512 /* and one of fast mode */
-#define MONET__FAST_LEAST 4 /* fewer tokens of a half-expert are quicker in f32 */
-#define MONET__BLOCK_GROUPS 4 /* column groups of a block that stays in cache */
+enum {
+    MONET__SHARES = 8,         /* parts of the work of a thread; who is free takes one */
+    MONET__BLOCK_TOKENS = 128, /* tokens of a product that stay in cache */
+    MONET__BLOCK_GROUPS = 4,   /* column groups of a block that stays in cache */
+    MONET__FAST_TOKENS = 512,  /* tokens of a product in fast mode */
+    MONET__FAST_LEAST = 4,     /* fewer tokens of a half-expert are quicker in f32 */
+    MONET__NEAR = 1024,        /* bytes ahead that are fetched, see fetch: within one panel */
+    MONET__FAR = 8192          /* and within many */
+};
 
 /* ---- memory and errors -------------------------------------------------------------- >>memory
    Sizes are computed with checked arithmetic, an arena is laid out by the code that measures it. */
@@ -1827,12 +1831,6 @@ static const monet__kernels monet__scalar = {
 #define MONET__V(name) MONET__NAME(name, MONET__VEC)
 #define MONET__INLINE static inline __attribute__((always_inline)) MONET__TARGET
 #define MONET__DTYPES(X) X(MONET_F32) X(MONET_F16) X(MONET_BF16) X(MONET_Q8) X(MONET_Q4)
-#ifndef MONET__FAR
-#define MONET__FAR 8192 /* bytes ahead, see fetch: within many panels */
-#endif
-#ifndef MONET__NEAR
-#define MONET__NEAR 1024 /* and within one */
-#endif
 /* Before each loop over an array of vectors: only if all such loops vanish is it kept in registers.
    gcc also reads from memory at each use what is used twice, unless told to KEEP it; and keeps
    what it had better read again, unless told that the pointer is NEW.                            */
@@ -2583,8 +2581,6 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     (void)wanted;
     return &monet__scalar;
 }
-#undef MONET__FAR
-#undef MONET__NEAR
 #undef MONET__DTYPES
 #undef MONET__INLINE
 #undef MONET__JOIN
@@ -2606,8 +2602,10 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
    Many tokens: tiles of 16 tokens x 16 rows. Activations are rows of bf16, columns in order.
    Weights are made into [column group][16 pairs of columns][16 rows][2] in scratch memory, which
    suits both AMX and the dot products of AVX512_BF16; only that step knows their dtype.          */
-#define MONET__TILE 1024   /* bytes of a tile: 16 x 16 pairs of bf16 */
-#define MONET__TILE_SETS 8 /* sets of 16 rows that are made at once: all tiles stay in L2 */
+enum {
+    MONET__TILE = 1024,   /* bytes of a tile: 16 x 16 pairs of bf16 */
+    MONET__TILE_SETS = 8  /* sets of 16 rows that are made at once: all tiles stay in L2 */
+};
 
 typedef struct monet__codes { /* 32 columns of x as signed bytes: scale * code, in split order */
     int8_t  code[32];
@@ -2615,16 +2613,24 @@ typedef struct monet__codes { /* 32 columns of x as signed bytes: scale * code, 
     float   scale, pad[3];    /* are kept with that offset */
 } monet__codes;
 
+/* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
+typedef struct monet__step {
+    const uint16_t *x[32]; /* behind `tokens` the last one again */
+    const char     *w[2];  /* tiles of a set */
+    int             tokens, sets;
+    size_t          groups, x_groups; /* x has them `parts` times */
+} monet__step;
+
 typedef struct monet__fast { /* NULL: not on this processor, the f32 kernels are faster */
     const char *name;        /* "scalar", "vnni", "bf16", "amx", "none" */
     /* x (32*groups, split order) to bf16, columns in order. parts = 1: rounded; 3: lo, mid and hi
        (3, 32*groups) that together are x exactly, where it is below 3e38.                        */
     void (*round)(uint16_t *out, const monet_real *x, size_t groups, int parts);
-    /* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
-       Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.    */
-    void (*dot)(monet_real *const *out, const void *panel, monet_dtype dtype, int panel_rows,
-                int n_rows, size_t groups, const uint16_t *const *x, int parts, int n_tokens,
-                void *scratch);
+    /* The tile of one column group of n rows; what is behind these rows does not matter. */
+    void (*make)(char *tile, const char *group, monet_dtype dtype, int panel_rows, int first,
+                 int n);
+    void (*step)(float (*c)[512], const monet__step *step); /* c[set][16*token + row] */
+    void (*begin)(void), (*end)(void);                      /* around the steps, or NULL */
     void (*quantize)(monet__codes *out, const monet_real *x, size_t groups);
     /* out[r] = row r . x for n_rows rows of q8 or q4 panels that follow one another. */
     void (*dot_int8)(monet_real *out, const void *panel, monet_dtype dtype, int panel_rows,
@@ -2636,23 +2642,8 @@ static size_t monet__fast_scratch(size_t groups)
     return MONET__TILE_SETS * MONET__TILE * groups;
 }
 
-/* 1 to 32 tokens times 1 or 2 sets of 16 rows. */
-typedef struct monet__step {
-    const uint16_t *x[32]; /* behind `tokens` the last one again */
-    const char     *w[2];  /* tiles of a set */
-    int             tokens, sets;
-    size_t          groups, x_groups; /* x has them `parts` times */
-} monet__step;
-
-typedef struct monet__tiles {
-    /* The tile of one column group of n rows; what is behind these rows does not matter. */
-    void (*make)(char *tile, const char *group, monet_dtype dtype, int panel_rows, int first,
-                 int n);
-    void (*step)(float (*c)[512], const monet__step *step); /* c[set][16*token + row] */
-} monet__tiles;
-
 /* All tokens with the tiles of rows first[0]..first[sets]-1. */
-static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, const char *made,
+static void monet__dot_sets(const monet__fast *fast, monet_real *const *out, const char *made,
                             const int *first, int sets, monet__step *step,
                             const uint16_t *const *x, int n_tokens)
 {
@@ -2664,7 +2655,7 @@ static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, c
             step->sets = sets - s < 2 ? 1 : 2;
             step->w[0] = made + MONET__TILE * step->groups * (size_t)s;
             step->w[1] = step->w[0] + MONET__TILE * step->groups;
-            tiles->step(c, step);
+            fast->step(c, step);
             for (int k = 0; k < step->sets; ++k) {
                 int at = first[s + k], rows = first[s + k + 1] - at;
                 for (int i = 0; i < step->tokens; ++i) {
@@ -2677,14 +2668,17 @@ static void monet__dot_sets(const monet__tiles *tiles, monet_real *const *out, c
     }
 }
 
-static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, const void *panel,
-                             monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
-                             const uint16_t *const *x, int parts, int n_tokens, void *scratch)
+/* out[t][r] = row r . x[t] for n_rows rows of panels that follow one another, x as rounded.
+   Other weights than bf16 are rounded to it. Scratch: monet__fast_scratch, aligned to 64.        */
+static void monet__fast_dot(const monet__fast *fast, monet_real *const *out, const void *panel,
+                            monet_dtype dtype, int panel_rows, int n_rows, size_t groups,
+                            const uint16_t *const *x, int parts, int n_tokens, void *scratch)
 {
     size_t      size = (size_t)panel_rows * monet__row_bytes(dtype);
     int         first[MONET__TILE_SETS + 1], sets;
     monet__step step;
     step.groups = groups, step.x_groups = groups * (size_t)parts;
+    if (fast->begin) fast->begin();
     for (int row = 0; row < n_rows; row = first[sets]) {
         char *tile = (char *)scratch;
         first[0] = row;
@@ -2695,11 +2689,12 @@ static void monet__dot_tiles(const monet__tiles *tiles, monet_real *const *out, 
             if (n > n_rows - first[sets]) n = n_rows - first[sets];
             group += (size_t)(first[sets] / panel_rows) * groups * size;
             for (size_t g = 0; g < groups; ++g, group += size, tile += MONET__TILE)
-                tiles->make(tile, group, dtype, panel_rows, at, n);
+                fast->make(tile, group, dtype, panel_rows, at, n);
             first[sets + 1] = first[sets] + n;
         }
-        monet__dot_sets(tiles, out, (const char *)scratch, first, sets, &step, x, n_tokens);
+        monet__dot_sets(fast, out, (const char *)scratch, first, sets, &step, x, n_tokens);
     }
+    if (fast->end) fast->end();
 }
 
 /* What rounding loses goes on in the next part. */
@@ -2743,15 +2738,6 @@ static void monet__step_scalar(float (*c)[512], const monet__step *step)
             }
             memcpy(c[set] + t * 16, sum, sizeof sum);
         }
-}
-
-static void monet__dot_scalar(monet_real *const *out, const void *panel, monet_dtype dtype,
-                              int panel_rows, int n_rows, size_t groups, const uint16_t *const *x,
-                              int parts, int n_tokens, void *scratch)
-{
-    static const monet__tiles tiles = {monet__make_scalar, monet__step_scalar};
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
 }
 
 /* Scale of 32 numbers by the bits of the largest: NaN if it is not finite, 0 if below 2^-100. */
@@ -2811,9 +2797,10 @@ static void monet__dot_int8(monet_real *out, const void *panel, monet_dtype dtyp
     }
 }
 
-static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL};
-static const monet__fast monet__fast_scalar = {"scalar", monet__round, monet__dot_scalar,
-                                               monet__quantize, monet__dot_int8};
+static const monet__fast monet__fast_none = {"none", NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+static const monet__fast monet__fast_scalar = {
+    "scalar", monet__round, monet__make_scalar, monet__step_scalar, NULL, NULL, monet__quantize,
+    monet__dot_int8};
 
 #if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
     (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
@@ -2956,16 +2943,6 @@ static MONET__BF16 void monet__step_bf16(float (*c)[512], const monet__step *ste
     }
 }
 
-static MONET__VNNI void monet__dot_bf16(monet_real *const *out, const void *panel,
-                                        monet_dtype dtype, int panel_rows, int n_rows,
-                                        size_t groups, const uint16_t *const *x, int parts,
-                                        int n_tokens, void *scratch)
-{
-    static const monet__tiles tiles = {monet__make_512, monet__step_bf16};
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
-}
-
 /* Tiles: 0 to 3 sums, 4 and 5 tokens, 6 and 7 rows. As asm, because the functions that compilers
    have for this do not say which memory they read.                                               */
 #define MONET__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
@@ -3020,19 +2997,14 @@ static MONET__AMX void monet__step_amx(float (*c)[512], const monet__step *step)
     MONET__TILE_STORE(3, c[1] + 256);
 }
 
-static MONET__AMX void monet__dot_amx(monet_real *const *out, const void *panel, monet_dtype dtype,
-                                      int panel_rows, int n_rows, size_t groups,
-                                      const uint16_t *const *x, int parts, int n_tokens,
-                                      void *scratch)
+static MONET__AMX void monet__begin_amx(void)
 {
-    static const monet__tiles tiles = {monet__make_512, monet__step_amx};
     static const struct { uint8_t palette[16]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
         {1}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
-    monet__dot_tiles(&tiles, out, panel, dtype, panel_rows, n_rows, groups, x, parts, n_tokens,
-                     scratch);
-    __asm__ volatile("tilerelease" ::: "memory");
 }
+
+static MONET__AMX void monet__end_amx(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
 static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
 {
@@ -3133,12 +3105,14 @@ static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, 
     }
 }
 
-static const monet__fast monet__fast_vnni = {"vnni", NULL, NULL, monet__quantize_512,
-                                             monet__dot_int8_512};
-static const monet__fast monet__fast_bf16 = {"bf16", monet__round_512, monet__dot_bf16,
-                                             monet__quantize_512, monet__dot_int8_512};
-static const monet__fast monet__fast_amx = {"amx", monet__round_512, monet__dot_amx,
-                                            monet__quantize_512, monet__dot_int8_512};
+static const monet__fast monet__fast_vnni = {
+    "vnni", NULL, NULL, NULL, NULL, NULL, monet__quantize_512, monet__dot_int8_512};
+static const monet__fast monet__fast_bf16 = {
+    "bf16", monet__round_512, monet__make_512, monet__step_bf16, NULL, NULL, monet__quantize_512,
+    monet__dot_int8_512};
+static const monet__fast monet__fast_amx = {
+    "amx", monet__round_512, monet__make_512, monet__step_amx, monet__begin_amx, monet__end_amx,
+    monet__quantize_512, monet__dot_int8_512};
 
 /* Linux gives tiles to a process that asks for their registers (18); it may be refused. */
 static bool monet__has_amx(void)
@@ -4309,8 +4283,8 @@ static bool monet__linear_fast(const monet__linear *job, const monet__product *p
             x[k] = monet__rounded(in, (size_t)(t + k), groups, p->parts == 3 ? 0 : 2);
             out[k] = p->out + (size_t)(t + k) * p->stride + (size_t)first;
         }
-        in->fast->dot(out, panel, dtype, p->w->panel, end - first, groups, x, p->parts, n,
-                      in->scratch + (size_t)task * in->scratch_size);
+        monet__fast_dot(in->fast, out, panel, dtype, p->w->panel, end - first, groups, x, p->parts,
+                        n, in->scratch + (size_t)task * in->scratch_size);
     }
     return true;
 }
@@ -4409,7 +4383,7 @@ static void monet__linear_dx(void *context, int item, int task)
     const monet__linear_back *job = (const monet__linear_back *)context;
     const monet_real         *w = (const monet_real *)job->w->data;
     size_t size = monet__panel_size(job->w), groups = size / (MONET__ROWS * MONET__GROUP);
-    size_t width = job->sparse ? groups : MONET__BLOCK_GROUPS;
+    size_t width = job->sparse ? groups : (size_t)MONET__BLOCK_GROUPS;
     size_t blocks = (groups + width - 1) / width, from = (size_t)item % blocks * width;
     int    begin = (int)((size_t)item / blocks) * MONET__TOKENS;
     int    step = job->sparse ? MONET__ROWS / 4 : MONET__ROWS, rows = (int)job->w->shape[0];
@@ -5010,8 +4984,8 @@ static void monet__half_products(const monet__moe *moe, const monet_tensor *u, i
     }
     if (in->rounded && in->n > 1 && n >= MONET__FAST_LEAST) {
         for (int t = 0; t < n; ++t) rounded[t] = monet__rounded(in, user[2 * t], groups, 2);
-        in->fast->dot(out, panel, u->dtype, m, m, groups, rounded, 1, n,
-                      in->scratch + (size_t)task * in->scratch_size);
+        monet__fast_dot(in->fast, out, panel, u->dtype, m, m, groups, rounded, 1, n,
+                        in->scratch + (size_t)task * in->scratch_size);
         return;
     }
     for (int k, t = 0; t < n; t += k) {
@@ -5751,11 +5725,11 @@ static int monet__process(void) { return 0; }
 /* ---- load ----------------------------------------------------------------------------- >>load
    Order: size, magic, version, endianness, hash, counts against the bytes that are there, each
    entry against what the architecture says it must be. Only then memory is allocated.            */
-#define MONET__HEADER 64
-#define MONET__SECTION 40
-#define MONET__ENTRY 128
-#define MONET__ARCH ((int)(sizeof(monet_arch) / 4)) /* fields of 4 bytes */
-enum { MONET__HAS_QUANTISED = 1 }; /* features that a reader must know: q8 or q4 tensors */
+enum {
+    MONET__HEADER = 64, MONET__SECTION = 40, MONET__ENTRY = 128, /* bytes */
+    MONET__ARCH = sizeof(monet_arch) / 4, /* fields of 4 bytes */
+    MONET__HAS_QUANTISED = 1 /* features that a reader must know: q8 or q4 tensors */
+};
 static const uint8_t monet__magic[8] = {'M', 'O', 'N', 'E', 'T', '\r', '\n', 0x1a};
 
 static monet_result monet__load_magic(const uint8_t *p, uint64_t size, monet_error *err)
@@ -6818,10 +6792,10 @@ MONET_API void monet_writer_free(monet_writer *writer)
     monet__free(&host, writer->arena, writer->arena_size);
 }
 
-/* A model, or with state and moments (both blocks; NULL = none) a checkpoint of a training. */
+/* A model, or with state and moments (NULL = none) a checkpoint of a training. */
 static monet_result monet__write_model(const monet_model *model, const monet_host *host,
-                                       const char *path, const monet__span *state,
-                                       const monet__span *moments, monet_error *err)
+                                       const char *path, const monet__span *training,
+                                       monet_error *err)
 {
     monet_writer_config c;
     monet__span         raw[MONET__S_COUNT];
@@ -6830,14 +6804,12 @@ static monet_result monet__write_model(const monet_model *model, const monet_hos
     monet_result        result;
     monet__model_content(model, &c, raw);
     c.host = *host;
-    if (state) raw[MONET__S_STATE] = *state, raw[MONET__S_MOMENTS] = moments[0];
-    if (state) raw[MONET__S_MOMENTS].size += moments[1].size;
+    if (training) raw[MONET__S_STATE] = training[0], raw[MONET__S_MOMENTS] = training[1];
     MONET__TRY(monet__writer_new(path, &c, raw, &w, err));
     for (size_t k = 0; ok && k < model->n_tensors; ++k)
         ok = monet__writer_put(w, model->tensors[k].data, (size_t)model->tensors[k].size) &&
              monet__writer_next(w);
-    for (int k = 0; ok && state && k < 2; ++k)
-        ok = monet__writer_put(w, moments[k].data, (size_t)moments[k].size);
+    if (ok && training) ok = monet__writer_put(w, training[1].data, (size_t)training[1].size);
     result = ok ? monet_writer_finish(w, err) : monet__io_fail(err, "write", w->temp);
     monet_writer_free(w);
     return result;
@@ -6847,7 +6819,7 @@ MONET_API monet_result monet_model_save(const monet_model *model, const char *pa
                                         monet_error *err)
 {
     MONET__NEED(ARGUMENT, model && path, "model or path is NULL");
-    return monet__write_model(model, &model->host, path, NULL, NULL, err);
+    return monet__write_model(model, &model->host, path, NULL, err);
 }
 #endif
 
@@ -6929,7 +6901,7 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
     s->in.x = s->split;
     s->in.stride = s->stride;
-    if (s->in.fast && s->in.fast->dot) {
+    if (s->in.fast && s->in.fast->step) {
         s->in.rounded = (uint16_t *)monet__take(&arena, B * s->in.rounded_stride, 2);
         s->in.scratch = (char *)monet__take(&arena, tasks, s->in.scratch_size);
     }
@@ -8677,8 +8649,8 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
 }
 
 /* ---- snapshots ------------------------------------------------------------------- >>snapshots
-   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that a reader
-   of a file knows how much to read before it reads more.                                         */
+   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that damage is
+   told from a snapshot of another model.                                                         */
 #define MONET__SNAPSHOT 72 /* bytes of the header */
 static const uint8_t monet__snapshot_magic[8] = {'M', 'O', 'N', 'E', 'T', 'K', 'V', 0x1a};
 
@@ -9248,7 +9220,8 @@ struct monet_trainer {
     monet_real          *logits;    /* (BT,V); after forward their gradient */
     monet_real          *cosine, *sine; /* (T,D/2) */
     double              *usage;     /* (R,2HN) gates summed over the tokens, (R,2H) their maxima, */
-    size_t               n_usage;   /* then tokens, scored targets, sum of their losses, failures */
+    size_t               n_usage;   /* then the totals: */
+    double              *totals;    /* tokens, scored targets, sum of their losses, failures */
     double              *batch;     /* (2H+1) sums of one router */
     double              *means, *vars; /* (R,2H) batch statistics of this pass */
     double              *loss;      /* (BT) */
@@ -9264,9 +9237,8 @@ struct monet_trainer {
     bool                 forwarded, pending;
     bool                 pass_bad, bad; /* a loss is not finite: of this pass, since the update */
     double               scored, pass_scored; /* own targets: since the update, of this pass */
-    double               all_scored;          /* of this pass, on all machines */
     /* the step at hand */
-    void (*token_fn)(monet_trainer *t, size_t token);
+    void (*item_fn)(monet_trainer *t, size_t item);
     bool                 back;
     int                  layer, pass;
     const monet__layer  *w;         /* of the layer */
@@ -9291,8 +9263,8 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
 #define MONET__REALS(count) (monet_real *)monet__take(&arena, count, r)
 #define MONET__DOUBLES(count) (double *)monet__take(&arena, count, sizeof(double))
     t->grads = MONET__REALS(t->n);
-    t->moment1 = MONET__REALS(t->n);
-    t->moment2 = MONET__REALS(t->n);
+    t->moment1 = MONET__REALS(2 * t->n); /* both: what a checkpoint keeps */
+    t->moment2 = base ? t->moment1 + t->n : NULL;
     t->frozen = (bool *)monet__take(&arena, n_tensors, sizeof(bool));
     t->kept = (monet__kept *)monet__take(&arena, (uint64_t)a->n_layers, sizeof(monet__kept));
     for (int l = 0; l < a->n_layers; ++l) {
@@ -9321,6 +9293,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     t->sine = MONET__REALS(angles);
     t->n_usage = (size_t)(R * H2 * ((uint64_t)a->moe_experts + 1) + 4);
     t->usage = MONET__DOUBLES(t->n_usage);
+    t->totals = base ? t->usage + t->n_usage - 4 : NULL;
     t->batch = MONET__DOUBLES(H2 + 1);
     t->means = MONET__DOUBLES(R * H2);
     t->vars = MONET__DOUBLES(R * H2);
@@ -9361,14 +9334,11 @@ static monet_result monet__trainer_freeze(monet_trainer *t, monet_error *err)
     }
     for (int32_t p = 0; p < c->n_freeze; ++p) {
         bool used = false;
-        if (!c->freeze || !c->freeze[p])
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "freeze: pattern %d is NULL", p);
+        MONET__NEED(ARGUMENT, c->freeze && c->freeze[p], "freeze: pattern %d is NULL", p);
         for (size_t k = 0; k < model->n_tensors; ++k)
             if (monet__matches(c->freeze[p], model->tensors[k].name))
                 t->frozen[k] = used = true;
-        if (!used)
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "freeze: no tensor matches '%s'",
-                               c->freeze[p]);
+        MONET__NEED(ARGUMENT, used, "freeze: no tensor matches '%s'", c->freeze[p]);
     }
     return MONET_OK;
 }
@@ -9382,9 +9352,9 @@ static monet_result monet__trainer_numbers(monet_trainer_config *c, monet_error 
         {"ambiguity", &c->ambiguity, 0, 1e6f}};
     for (size_t k = 0; k < sizeof fields / sizeof *fields; ++k) {
         float x = *fields[k].value;
-        if (!(x >= 0 && x <= fields[k].most) || (k < 2 && x == 1))
-            return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: %s is %s", fields[k].name,
-                               x == 1 ? "1, must be less" : monet__off(x, fields[k].most));
+        MONET__NEED(ARGUMENT, x >= 0 && x <= fields[k].most && (k > 1 || x < 1),
+                    "trainer: %s is %s", fields[k].name,
+                    x == 1 ? "1, must be less" : monet__off(x, fields[k].most));
         if (x == 0) *fields[k].value = fields[k].preset;
     }
     return MONET_OK;
@@ -9394,29 +9364,23 @@ static monet_result monet__trainer_numbers(monet_trainer_config *c, monet_error 
 static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *model,
                                          const monet_trainer_config *config, monet_error *err)
 {
-    const monet_arch     *a;
+    const monet_arch     *a = &model->arch;
     const monet_host     *host;
     monet_trainer_config *c = &t->config;
-    monet_result          result;
     memset(t, 0, sizeof *t);
-    result = monet__config(c, sizeof *c, config, err);
-    if (result == MONET_OK) result = monet__trainer_numbers(c, err);
-    if (result != MONET_OK) return result;
-    if (!model->has_weights)
-        return monet__fail(err, MONET_ERROR_STATE, "the model is a tokenizer alone, no weights");
-    a = &model->arch;
+    MONET__TRY(monet__config(c, sizeof *c, config, err));
+    MONET__TRY(monet__trainer_numbers(c, err));
+    MONET__NEED(STATE, model->has_weights, "the model is a tokenizer alone, no weights");
     host = c->host ? c->host : &model->host;
     if (!c->batch_size) c->batch_size = 1;
     if (!c->seq_len) c->seq_len = a->max_seq_len;
-    if (c->batch_size < 0 || c->seq_len < 0 || c->n_freeze < 0 ||
-        (int64_t)c->batch_size * c->seq_len > 1 << 24 ||
-        (int64_t)c->batch_size * c->seq_len * a->n_heads > INT32_MAX)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: batch_size is %d, seq_len is %d, "
-                           "n_freeze is %d: negative, or more than %d tokens", c->batch_size,
-                           c->seq_len, c->n_freeze, 1 << 24);
-    if (host->n_threads < 0 || host->n_threads > 256)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "n_threads is %d, must be 0..256",
-                           host->n_threads);
+    MONET__NEED(ARGUMENT, c->batch_size >= 0 && c->seq_len >= 0 && c->n_freeze >= 0 &&
+                (int64_t)c->batch_size * c->seq_len <= 1 << 24 &&
+                (int64_t)c->batch_size * c->seq_len * a->n_heads <= INT32_MAX,
+                "trainer: batch_size is %d, seq_len is %d, n_freeze is %d: negative, or more than "
+                "%d tokens", c->batch_size, c->seq_len, c->n_freeze, 1 << 24);
+    MONET__NEED(ARGUMENT, host->n_threads >= 0 && host->n_threads <= 256,
+                "n_threads is %d, must be 0..256", host->n_threads);
     t->team.host = *host;
     t->team.n = host->n_threads ? host->n_threads : 1;
     t->B = c->batch_size, t->T = c->seq_len, t->BT = t->B * t->T;
@@ -9427,13 +9391,12 @@ static monet_result monet__trainer_begin(monet_trainer *t, const monet_model *mo
     t->stride = (size_t)monet__round_up((uint64_t)a->dim, MONET__GROUP) + MONET__LANES;
     t->moe.trains = true;
     monet__moe_sizes(&t->moe, a, t->BT);
-    if (!monet__data_bytes(a, &t->n) || t->n > SIZE_MAX / 8)
-        return monet__fail(err, MONET_ERROR_MEMORY, "trainer: too large for the address space");
+    MONET__NEED(MEMORY, monet__data_bytes(a, &t->n) && t->n <= SIZE_MAX / 8,
+                "trainer: too large for the address space");
     t->n /= sizeof(monet_real);
     t->arena_size = monet__trainer_layout(t, a, NULL);
-    if (t->arena_size == UINT64_MAX)
-        return monet__fail(err, MONET_ERROR_MEMORY, "trainer of %d sequences of %d tokens does not "
-                           "fit the address space", t->B, t->T);
+    MONET__NEED(MEMORY, t->arena_size != UINT64_MAX, "trainer of %d sequences of %d tokens does "
+                "not fit the address space", t->B, t->T);
     t->arena_size += 64;
     return MONET_OK;
 }
@@ -9445,15 +9408,12 @@ MONET_API monet_result monet_trainer_size(const monet_model *model,
     monet_writer_config c;
     monet__span         raw[MONET__S_COUNT];
     monet__plan         plan;
-    monet__sink         sink;
-    monet_result        result;
+    monet__sink         sink = {NULL, 0};
     if (!model || !size) return MONET_ERROR_ARGUMENT;
-    result = monet__trainer_begin(&draft, model, config, NULL);
-    if (result != MONET_OK) return result;
+    MONET__TRY(monet__trainer_begin(&draft, model, config, NULL));
     monet__model_content(model, &c, raw);
     memset(&plan, 0, sizeof plan);
     plan.n_tensors = model->n_tensors;
-    sink.p = NULL, sink.n = 0;
     monet__emit_header(&plan, &sink, &c, raw, draft.n * sizeof(monet_real));
     *size = (size_t)(draft.arena_size + plan.file_size + 64 + model->arena_size);
     return MONET_OK;
@@ -9480,10 +9440,8 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
     monet__span         raw[MONET__S_COUNT];
     monet_result        result;
     if (out) *out = NULL;
-    if (!model || !out)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer: model or out is NULL");
-    result = monet__trainer_begin(&draft, model, config, err);
-    if (result != MONET_OK) return result;
+    MONET__NEED(ARGUMENT, model && out, "trainer: model or out is NULL");
+    MONET__TRY(monet__trainer_begin(&draft, model, config, err));
     draft.arena = monet__alloc(&draft.team.host, draft.arena_size);
     if (!draft.arena) return monet__no_memory(err, "trainer", draft.arena_size);
     t = (monet_trainer *)(void *)monet__align(draft.arena);
@@ -9513,17 +9471,17 @@ MONET_API monet_result monet_trainer_create(const monet_model *model,
 }
 
 /* ---- training: forward ----------------------------------------------------------------------- */
-static void monet__train_token(void *context, int token, int task)
+static void monet__train_item(void *context, int item, int task)
 {
     monet_trainer *t = (monet_trainer *)context;
     (void)task;
-    t->token_fn(t, (size_t)token);
+    t->item_fn(t, (size_t)item);
 }
 
-static void monet__train_tokens(monet_trainer *t, void (*fn)(monet_trainer *t, size_t token))
+static void monet__train_each(monet_trainer *t, int count, void (*fn)(monet_trainer *t, size_t k))
 {
-    t->token_fn = fn;
-    monet__each(&t->team, t->BT, monet__train_token, t);
+    t->item_fn = fn;
+    monet__each(&t->team, count, monet__train_item, t);
 }
 
 static void monet__train_embed(monet_trainer *t, size_t token)
@@ -9548,7 +9506,7 @@ static void monet__train_norm(monet_trainer *t, monet_real *x, const monet_real 
     t->added = added;
     t->norm = weight;
     t->in.x = t->split;
-    monet__train_tokens(t, monet__train_norm_token);
+    monet__train_each(t, t->BT, monet__train_norm_token);
 }
 
 /* Where a head of a sequence begins: of q (part 0), k or v. */
@@ -9640,7 +9598,7 @@ static void monet__train_attention(monet_trainer *t)
     p[1] = monet__product_of(t->w->w[MONET__T_K], t->wide + C, 3 * C);
     p[2] = monet__product_of(t->w->w[MONET__T_V], t->wide + 2 * C, 3 * C);
     monet__linear_forward(&t->team, p, 3, &t->in);
-    monet__train_tokens(t, monet__train_heads);
+    monet__train_each(t, t->BT, monet__train_heads);
     monet__each(&t->team, t->B * t->model->arch.n_heads, monet__train_attention_head, t);
     t->in.x = t->own->attention;
     p[0] = monet__product_of(t->w->w[MONET__T_O], t->own->middle, C);
@@ -9651,14 +9609,12 @@ static void monet__train_attention(monet_trainer *t)
    BatchNorm over all B*T*N logits of a head: biased variance to normalise, unbiased one into the
    running statistics, which move by a tenth. Sums in two passes, in double: E[x^2] - E[x]^2 would
    lose its digits. On many machines reduce_fn adds the sums up between the passes.               */
-static void monet__train_batch_sum(void *context, int item, int task) /* item = side * H + head */
+static void monet__train_batch_sum(monet_trainer *t, size_t item) /* item = side * H + head */
 {
-    monet_trainer    *t = (monet_trainer *)context;
     size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H;
-    const monet_real *z = t->moe.gates + (size_t)item * N;
-    double            lanes[8] = {0}, mean = t->pass ? t->means[t->router * H2 + (size_t)item] : 0;
+    const monet_real *z = t->moe.gates + item * N;
+    double            lanes[8] = {0}, mean = t->pass ? t->means[t->router * H2 + item] : 0;
     bool              squares = t->pass == 1;
-    (void)task;
     for (int token = 0; token < t->BT; ++token, z += H2 * N)
         for (size_t i = 0; i < N; ++i) {
             double d = (double)z[i] - mean;
@@ -9679,7 +9635,7 @@ static void monet__train_statistics(monet_trainer *t)
     size_t H2 = 2 * (size_t)t->moe.H;
     for (t->pass = 0; t->pass < 2; ++t->pass) {
         double *out = (t->pass ? t->vars : t->means) + t->router * H2;
-        monet__each(&t->team, (int)H2, monet__train_batch_sum, t);
+        monet__train_each(t, (int)H2, monet__train_batch_sum);
         t->batch[H2] = (double)t->BT * t->moe.N;
         monet__train_reduce(t, t->batch, H2 + 1);
         for (size_t k = 0; k < H2; ++k) out[k] = t->batch[k] / t->batch[H2];
@@ -9704,16 +9660,14 @@ static monet__running monet__train_running(const monet_trainer *t, int layer, si
 }
 
 /* Gates and list of one side of one token: item = 2 * token + side. */
-static void monet__train_gates(void *context, int item, int task)
+static void monet__train_gates(monet_trainer *t, size_t item)
 {
-    monet_trainer *t = (monet_trainer *)context;
     monet__moe    *moe = &t->moe;
-    size_t         N = (size_t)moe->N, H = (size_t)moe->H, side = (size_t)item % 2;
+    size_t         N = (size_t)moe->N, H = (size_t)moe->H, side = item % 2;
     const double  *means = t->means + (2 * t->router + side) * H;
     const double  *vars = t->vars + (2 * t->router + side) * H;
     monet__running own = monet__train_running(t, t->layer, side);
-    monet_real    *gates = moe->gates + (size_t)item * H * N;
-    (void)task;
+    monet_real    *gates = moe->gates + item * H * N;
     moe->bad[item] = false;
     for (size_t h = 0; h < H; ++h)
         if (!monet__router_forward(gates + h * N, own.by_batch ? (monet_real)means[h] : own.mean[h],
@@ -9722,19 +9676,16 @@ static void monet__train_gates(void *context, int item, int task)
             memset(gates + h * N, 0, N * sizeof *gates);
             moe->bad[item] = true;
         }
-    moe->n_active[item] = monet__active_list(moe->active + (size_t)item * N, gates, moe->H,
-                                             moe->N);
+    moe->n_active[item] = monet__active_list(moe->active + item * N, gates, moe->H, moe->N);
 }
 
 /* What both routing losses need of one head: item = side * H + head. */
-static void monet__train_usage(void *context, int item, int task)
+static void monet__train_usage(monet_trainer *t, size_t item)
 {
-    monet_trainer    *t = (monet_trainer *)context;
-    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H, side = (size_t)item * 2 / H2;
-    size_t            at = t->router * H2 + (size_t)item;
+    size_t            N = (size_t)t->moe.N, H2 = 2 * (size_t)t->moe.H, side = item * 2 / H2;
+    size_t            at = t->router * H2 + item;
     double           *sums = t->usage + at * N, tops = 0;
-    const monet_real *g = t->moe.gates + (size_t)item * N;
-    (void)task;
+    const monet_real *g = t->moe.gates + item * N;
     for (size_t i = 0; i < N; ++i) sums[i] = 0;
     for (; side < 2 * (size_t)t->BT; side += 2, g += H2 * N) {
         const uint16_t *list = t->moe.active + side * N;
@@ -9772,10 +9723,10 @@ static void monet__train_router(monet_trainer *t)
     p[1] = monet__product_of(t->w->w[MONET__T_ROUTER2], t->moe.gates + HN, 2 * HN);
     monet__linear_forward(&t->team, p, 2, &t->in);
     monet__train_statistics(t);
-    monet__each(&t->team, 2 * t->BT, monet__train_gates, t);
-    monet__each(&t->team, 2 * t->moe.H, monet__train_usage, t);
+    monet__train_each(t, 2 * t->BT, monet__train_gates);
+    monet__train_each(t, 2 * t->moe.H, monet__train_usage);
     for (int item = 0; item < 2 * t->BT; ++item)
-        if (t->moe.bad[item]) t->usage[t->n_usage - 1] = 1;
+        if (t->moe.bad[item]) t->totals[3] = 1;
 }
 
 /* The residual stream after the layer, without what goes around the experts. */
@@ -9791,7 +9742,7 @@ static void monet__train_experts(monet_trainer *t)
     if (t->layer % t->model->arch.moe_groups == 0) monet__train_router(t);
     monet__moe_forward(&t->moe, &t->team, &t->w->experts, &t->in);
     t->own->whole = t->moe.first == 0;
-    monet__train_tokens(t, monet__train_moe_out);
+    monet__train_each(t, t->BT, monet__train_moe_out);
 }
 
 /* Cross entropy of one token; its logits become their gradient, softmax - onehot. */
@@ -9818,11 +9769,11 @@ static void monet__train_loss(monet_trainer *t, size_t token)
 static void monet__train_losses(const monet_trainer *t, monet_losses *out)
 {
     size_t        N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
-    const double *tail = t->usage + t->n_usage - 4, *tops = t->usage + R * 2 * H * N;
-    double        tokens = tail[0], heads = (double)(2 * R * H), logs = 0, above = 0;
+    const double *totals = t->totals, *tops = t->usage + R * 2 * H * N;
+    double        tokens = totals[0], heads = (double)(2 * R * H), logs = 0, above = 0;
     memset(out, 0, sizeof *out);
-    out->scored = (int64_t)tail[1];
-    out->cross_entropy = tail[1] > 0 ? tail[2] / tail[1] : 0;
+    out->scored = (int64_t)totals[1];
+    out->cross_entropy = totals[1] > 0 ? totals[2] / totals[1] : 0;
     for (size_t side = 0; side < 2 * R; ++side) {
         const double *sums = t->usage + side * H * N;
         for (size_t i = 0; i < N; ++i) {
@@ -9846,7 +9797,7 @@ static void monet__train_move(monet_trainer *t)
 {
     const monet_arch *a = &t->model->arch;
     const double     *mean = t->means, *var = t->vars;
-    double            n = t->usage[t->n_usage - 4] * a->moe_experts;
+    double            n = t->totals[0] * a->moe_experts;
     for (int layer = 0; layer < a->n_layers; layer += a->moe_groups)
         for (size_t side = 0; side < 2; ++side, mean += a->moe_heads, var += a->moe_heads) {
             monet__running r = monet__train_running(t, layer, side);
@@ -9861,11 +9812,11 @@ static void monet__train_move(monet_trainer *t)
 static void monet__train_forward(monet_trainer *t, monet_losses *losses)
 {
     const monet_arch *a = &t->model->arch;
-    double           *tail = t->usage + t->n_usage - 4;
+    double           *totals = t->totals;
     monet__product    p;
     monet_losses      out;
-    tail[0] = t->BT, tail[1] = tail[2] = tail[3] = 0;
-    monet__train_tokens(t, monet__train_embed);
+    totals[0] = t->BT, totals[1] = totals[2] = totals[3] = 0;
+    monet__train_each(t, t->BT, monet__train_embed);
     t->back = false;
     for (int layer = 0; layer < a->n_layers; ++layer) {
         monet__train_layer(t, layer);
@@ -9875,16 +9826,15 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
     monet__train_norm(t, t->last, t->own->middle, t->model->norm);
     p = monet__product_of(t->model->lm_head, t->logits, (size_t)a->vocab_size);
     monet__linear_forward(&t->team, &p, 1, &t->in);
-    monet__train_tokens(t, monet__train_loss);
+    monet__train_each(t, t->BT, monet__train_loss);
     for (int token = 0; token < t->BT; ++token) {
-        tail[1] += t->targets[token] >= 0;
-        tail[2] += t->loss[token];
+        totals[1] += t->targets[token] >= 0;
+        totals[2] += t->loss[token];
     }
-    t->pass_scored = tail[1];
+    t->pass_scored = totals[1];
     monet__train_reduce(t, t->usage, t->n_usage);
-    t->all_scored = tail[1];
     monet__train_losses(t, &out);
-    if (tail[3] > 0) out.total = out.cross_entropy = (double)NAN;
+    if (totals[3] > 0) out.total = out.cross_entropy = (double)NAN;
     t->pass_bad = !(out.total - out.total == 0);
     if (!t->pass_bad) monet__train_move(t);
     if (losses) *losses = out;
@@ -9893,24 +9843,24 @@ static void monet__train_forward(monet_trainer *t, monet_losses *losses)
 MONET_API monet_result monet_trainer_forward(monet_trainer *trainer, const int32_t *tokens,
                                              const int32_t *targets, monet_losses *losses)
 {
-    fenv_t  own;
-    int32_t V;
-    if (!trainer) return MONET_ERROR_ARGUMENT;
-    if (!tokens || !targets)
-        return monet__fail(&trainer->error, MONET_ERROR_ARGUMENT, "forward: tokens or targets is "
-                           "NULL");
-    V = trainer->model->arch.vocab_size;
-    for (int k = 0; k < trainer->BT; ++k)
-        if (tokens[k] < 0 || tokens[k] >= V || targets[k] < -1 || targets[k] >= V)
-            return monet__fail(&trainer->error, MONET_ERROR_ARGUMENT, "sequence %d, position %d: "
-                               "token %d, target %d, must be 0..%d, and -1 for no target",
-                               k / trainer->T, k % trainer->T, tokens[k], targets[k], V - 1);
-    memcpy(trainer->tokens, tokens, (size_t)trainer->BT * sizeof *tokens);
-    memcpy(trainer->targets, targets, (size_t)trainer->BT * sizeof *targets);
+    monet_trainer *t = trainer;
+    monet_error   *err;
+    fenv_t         own;
+    int32_t        V;
+    if (!t) return MONET_ERROR_ARGUMENT;
+    err = &t->error;
+    MONET__NEED(ARGUMENT, tokens && targets, "forward: tokens or targets is NULL");
+    V = t->model->arch.vocab_size;
+    for (int k = 0; k < t->BT; ++k)
+        MONET__NEED(ARGUMENT, tokens[k] >= 0 && tokens[k] < V && targets[k] >= -1 && targets[k] < V,
+                    "sequence %d, position %d: token %d, target %d, must be 0..%d, and -1 for no "
+                    "target", k / t->T, k % t->T, tokens[k], targets[k], V - 1);
+    memcpy(t->tokens, tokens, (size_t)t->BT * sizeof *tokens);
+    memcpy(t->targets, targets, (size_t)t->BT * sizeof *targets);
     monet__mode_begin(&own);
-    monet__train_forward(trainer, losses);
+    monet__train_forward(t, losses);
     monet__mode_end(&own);
-    trainer->forwarded = true;
+    t->forwarded = true;
     return MONET_OK;
 }
 
@@ -9928,17 +9878,9 @@ typedef enum monet__kind { MONET__SETS, MONET__ADDS, MONET__SPARSE } monet__kind
 static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const monet_real *dout,
                                size_t stride, monet__kind kind)
 {
-    monet__linear_back job;
-    job.w = w;
-    job.dw = monet__grad_of(t, w);
-    job.dout = dout;
-    job.stride = stride;
-    job.x = t->in.x;
-    job.dx = t->dsplit;
-    job.x_stride = t->stride;
-    job.n_tokens = t->BT;
-    job.fresh = kind == MONET__SETS;
-    job.sparse = kind == MONET__SPARSE;
+    monet__linear_back job = {t->team.kernels, w, monet__grad_of(t, w), dout, stride,
+                              t->in.x, t->dsplit, t->stride, t->BT,
+                              kind == MONET__SPARSE, kind == MONET__SETS};
     monet__linear_backward(&t->team, &job);
 }
 
@@ -9964,13 +9906,11 @@ static void monet__back_norm_token(monet_trainer *t, size_t token)
     for (size_t c = 0; c < t->C; ++c) h[c] *= x[c];
 }
 
-static void monet__back_norm_weight(void *context, int group, int task)
+static void monet__back_norm_weight(monet_trainer *t, size_t group)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         from = (size_t)group * MONET__GROUP;
-    size_t         n = t->C - from < MONET__GROUP ? t->C - from : MONET__GROUP;
-    monet_real    *dw = monet__grad_of(t, t->norm) + from;
-    (void)task;
+    size_t      from = group * MONET__GROUP;
+    size_t      n = t->C - from < MONET__GROUP ? t->C - from : MONET__GROUP;
+    monet_real *dw = monet__grad_of(t, t->norm) + from;
     for (size_t token = 0; token < (size_t)t->BT; ++token)
         t->team.kernels->axpy(dw, t->rstd[token], t->h, MONET_F32, token * t->C + from, n);
 }
@@ -9980,10 +9920,10 @@ static void monet__back_norm(monet_trainer *t, monet_real *x, const monet_tensor
 {
     t->norm_in = x;
     t->norm = weight;
-    monet__train_tokens(t, monet__back_norm_token);
+    monet__train_each(t, t->BT, monet__back_norm_token);
     if (monet__grad_of(t, weight))
-        monet__each(&t->team, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
-                    monet__back_norm_weight, t);
+        monet__train_each(t, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
+                          monet__back_norm_weight);
 }
 
 /* Logits: their gradient is in place. dx begins here. */
@@ -9997,21 +9937,19 @@ static void monet__back_logits(monet_trainer *t)
 }
 
 /* dgates of one side of one token to logits: the routing losses, then the softmax. */
-static void monet__back_gates(void *context, int item, int task)
+static void monet__back_gates(monet_trainer *t, size_t item)
 {
-    monet_trainer *t = (monet_trainer *)context;
-    size_t         N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
-    size_t         side = t->router * 2 + (size_t)item % 2;
-    double         tokens = t->usage[t->n_usage - 4], heads = (double)(2 * R * H);
-    double         eps = (double)t->config.uniformity_eps;
-    double         unif = t->all_scored * (double)t->config.uniformity / (heads * (double)N);
-    double         amb = t->all_scored * (double)t->config.ambiguity / (heads * tokens);
-    const uint16_t *list = t->moe.active + (size_t)item * N;
+    size_t          N = (size_t)t->moe.N, H = (size_t)t->moe.H, R = (size_t)t->n_routers;
+    size_t          side = t->router * 2 + item % 2;
+    double          tokens = t->totals[0], scored = t->totals[1], heads = (double)(2 * R * H);
+    double          eps = (double)t->config.uniformity_eps;
+    double          unif = scored * (double)t->config.uniformity / (heads * (double)N);
+    double          amb = scored * (double)t->config.ambiguity / (heads * tokens);
+    const uint16_t *list = t->moe.active + item * N;
     int             n = t->moe.n_active[item];
-    (void)task;
     for (size_t h = 0; h < H; ++h) { /* dz is 0 wherever g is */
-        const monet_real *g = t->moe.gates + ((size_t)item * H + h) * N;
-        monet_real       *dg = t->moe.dgates + ((size_t)item * H + h) * N, top = 0;
+        const monet_real *g = t->moe.gates + (item * H + h) * N;
+        monet_real       *dg = t->moe.dgates + (item * H + h) * N, top = 0;
         const double     *sums = t->usage + (side * H + h) * N;
         int               ties = 0;
         for (int k = 0; k < n; ++k)
@@ -10030,7 +9968,7 @@ static void monet__back_gates(void *context, int item, int task)
 static void monet__back_router(monet_trainer *t)
 {
     size_t HN = (size_t)t->moe.H * (size_t)t->moe.N;
-    monet__each(&t->team, 2 * t->BT, monet__back_gates, t);
+    monet__train_each(t, 2 * t->BT, monet__back_gates);
     monet__back_linear(t, t->w->w[MONET__T_ROUTER1], t->moe.dgates, 2 * HN, MONET__SPARSE);
     monet__back_linear(t, t->w->w[MONET__T_ROUTER2], t->moe.dgates + HN, 2 * HN, MONET__SPARSE);
 }
@@ -10057,7 +9995,7 @@ static void monet__back_experts(monet_trainer *t)
     const monet__experts *e = &t->w->experts;
     monet__moe           *moe = &t->moe;
     monet__train_norm(t, t->own->middle, NULL, t->w->w[MONET__T_NORM2]);
-    monet__train_tokens(t, monet__back_dy);
+    monet__train_each(t, t->BT, monet__back_dy);
     for (int axis = 0; axis < 2; ++axis) {
         moe->du[axis] = monet__grad_of(t, e->u[axis]);
         moe->dbias[axis] = monet__grad_of(t, e->bias[axis]);
@@ -10109,7 +10047,7 @@ static void monet__back_attention(monet_trainer *t)
     t->in.x = t->own->attention;
     monet__back_linear(t, t->w->w[MONET__T_O], t->dx, C, MONET__SETS);
     monet__each(&t->team, t->B * t->model->arch.n_kv_heads, monet__back_attention_head, t);
-    monet__train_tokens(t, monet__train_heads);
+    monet__train_each(t, t->BT, monet__train_heads);
     monet__train_norm(t, t->own->x, NULL, t->w->w[MONET__T_NORM1]);
     monet__back_linear(t, t->w->w[MONET__T_Q], t->wide, 3 * C, MONET__SETS);
     monet__back_linear(t, t->w->w[MONET__T_K], t->wide + C, 3 * C, MONET__ADDS);
@@ -10118,14 +10056,12 @@ static void monet__back_attention(monet_trainer *t)
 }
 
 /* Rows of embed_tokens, a group of columns: tokens in order. */
-static void monet__back_embed(void *context, int group, int task)
+static void monet__back_embed(monet_trainer *t, size_t group)
 {
-    monet_trainer      *t = (monet_trainer *)context;
     const monet_tensor *w = t->model->embed;
     monet_real         *grad = monet__grad_of(t, w);
-    size_t              C = t->C, from = (size_t)group * MONET__GROUP;
+    size_t              C = t->C, from = group * MONET__GROUP;
     size_t              n = C - from < MONET__GROUP ? C - from : MONET__GROUP;
-    (void)task;
     for (int token = 0; token < t->BT; ++token) {
         monet_real       *out = grad + monet_tensor_place(w, t->tokens[token], (int64_t)from);
         const monet_real *dx = t->dx + (size_t)token * C + from;
@@ -10154,8 +10090,8 @@ MONET_API monet_result monet_trainer_backward(monet_trainer *trainer)
         monet__back_attention(t);
     }
     if (monet__grad_of(t, t->model->embed))
-        monet__each(&t->team, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
-                    monet__back_embed, t);
+        monet__train_each(t, (t->model->arch.dim + MONET__GROUP - 1) / MONET__GROUP,
+                          monet__back_embed);
     monet__mode_end(&own);
     return MONET_OK;
 }
@@ -10164,13 +10100,11 @@ MONET_API monet_result monet_trainer_backward(monet_trainer *trainer)
    w *= 1 - rate*decay; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g;
    w -= rate/(1-b1^t) * m / (sqrt(v/(1-b2^t)) + eps). Only matrices decay. A half-expert that nobody
    used has gradient zero; its moments and weights decay all the same.                            */
-static void monet__train_squares(void *context, int block, int task)
+static void monet__train_squares(monet_trainer *t, size_t block)
 {
-    monet_trainer    *t = (monet_trainer *)context;
-    uint64_t          from = (uint64_t)block * MONET__BLOCK, n = t->n - from;
+    size_t            from = block * MONET__BLOCK, n = (size_t)t->n - from;
     const monet_real *g = t->grads + from;
     double            lanes[8] = {0}, sum = 0;
-    (void)task;
     if (n > MONET__BLOCK) n = MONET__BLOCK;
     for (; n; n -= 8, g += 8) /* n is a multiple of 8: tensors begin at 64 bytes */
         for (int l = 0; l < 8; ++l) lanes[l] += (double)g[l] * (double)g[l];
@@ -10179,15 +10113,13 @@ static void monet__train_squares(void *context, int block, int task)
 }
 
 /* One block of the tensor at hand. */
-static void monet__train_adamw(void *context, int block, int task)
+static void monet__train_adamw(monet_trainer *t, size_t block)
 {
-    monet_trainer              *t = (monet_trainer *)context;
     const monet_trainer_config *c = &t->config;
     const monet_tensor         *w = t->tensor;
     bool                        decays = w->n_dims == 2 && w->layout != MONET_ROWS;
-    size_t at = (size_t)block * MONET__BLOCK, n = (size_t)w->size / sizeof(monet_real) - at;
-    monet_real                  kept[MONET__BLOCK], *weights;
-    (void)task;
+    size_t      at = block * MONET__BLOCK, n = (size_t)w->size / sizeof(monet_real) - at;
+    monet_real  kept[MONET__BLOCK], *weights;
     if (n > MONET__BLOCK) n = MONET__BLOCK;
     at += (size_t)w->offset / sizeof(monet_real);
     weights = t->rate == 0 ? kept : t->weights + at;
@@ -10208,8 +10140,8 @@ static void monet__train_step(monet_trainer *t)
     for (size_t k = 0; k < t->model->n_tensors; ++k) {
         t->tensor = &t->model->tensors[k];
         if (!t->frozen[k])
-            monet__each(&t->team, (int)((t->tensor->size / sizeof(monet_real) + MONET__BLOCK - 1) /
-                                        MONET__BLOCK), monet__train_adamw, t);
+            monet__train_each(t, (int)((t->tensor->size / sizeof(monet_real) + MONET__BLOCK - 1) /
+                                       MONET__BLOCK), monet__train_adamw);
     }
 }
 
@@ -10231,7 +10163,7 @@ MONET_API monet_result monet_trainer_update(monet_trainer *trainer, float rate,
     sums[0] = t->scored, sums[1] = t->bad;
     monet__train_reduce(t, sums, 2);
     blocks = (int)((t->n + MONET__BLOCK - 1) / MONET__BLOCK);
-    monet__each(&t->team, blocks, monet__train_squares, t);
+    monet__train_each(t, blocks, monet__train_squares);
     for (int k = 0; k < blocks; ++k) norm += t->squares[k];
     norm = sqrt(norm) / (sums[0] > 1 ? sums[0] : 1);
     skipped = sums[1] > 0 || !(norm - norm == 0);
@@ -10324,36 +10256,32 @@ MONET_API float monet_rate_cosine(int64_t step, int64_t warmup, int64_t total, f
    Section 6, state: u64 steps, skipped, batches, then the caller's bytes. Section 7, moments: both
    blocks as they are in memory, each as large as the data section.                               */
 #ifndef MONET_NO_STDIO
-#define MONET__STATE 24
+enum { MONET__STATE = 24 };
 
 MONET_API monet_result monet_trainer_save(const monet_trainer *trainer, const char *path,
                                           const void *user, size_t user_size, monet_error *err)
 {
     const monet_trainer *t = trainer;
     monet_result         result;
-    monet__sink          sink;
-    monet__span          state, moments[2];
-    uint64_t             size = MONET__STATE + (uint64_t)user_size;
-    if (!t || !path || (!user && user_size) || user_size > INT32_MAX)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer save: NULL, or more than 2^31 bytes "
-                           "of the caller");
-    if (sizeof(monet_real) != sizeof(float))
-        return monet__fail(err, MONET_ERROR_UNSUPPORTED, "MONET_REAL is not float: no files");
-    if (t->pending)
-        return monet__fail(err, MONET_ERROR_STATE, "save between backward and update: gradients "
-                           "would be lost");
-    sink.p = (uint8_t *)monet__alloc(&t->team.host, size), sink.n = 0;
-    if (!sink.p) return monet__no_memory(err, "training state", size);
+    monet__sink          sink = {NULL, 0};
+    monet__span          training[2] = {{NULL, MONET__STATE + (uint64_t)user_size, 1},
+                                        {NULL, 0, 0}};
+    MONET__NEED(ARGUMENT, t && path && (user || !user_size) && user_size <= INT32_MAX,
+                "trainer save: NULL, or more than 2^31 bytes of the caller");
+    MONET__NEED(UNSUPPORTED, sizeof(monet_real) == sizeof(float),
+                "MONET_REAL is not float: no files");
+    MONET__NEED(STATE, !t->pending, "save between backward and update: gradients would be lost");
+    sink.p = (uint8_t *)monet__alloc(&t->team.host, training[0].size);
+    if (!sink.p) return monet__no_memory(err, "training state", training[0].size);
     monet__emit(&sink, (uint64_t)t->counts.steps, 8);
     monet__emit(&sink, (uint64_t)t->counts.skipped, 8);
     monet__emit(&sink, (uint64_t)t->counts.batches, 8);
     monet__emit_bytes(&sink, user, user_size);
-    memset(moments, 0, sizeof moments);
-    state.data = sink.p, state.size = size, state.count = 1;
-    moments[0].data = (const uint8_t *)t->moment1, moments[1].data = (const uint8_t *)t->moment2;
-    moments[0].size = moments[1].size = t->n * sizeof(monet_real);
-    result = monet__write_model(t->model, &t->team.host, path, &state, moments, err);
-    monet__free(&t->team.host, sink.p, size);
+    training[0].data = sink.p;
+    training[1].data = (const uint8_t *)t->moment1;
+    training[1].size = 2 * t->n * sizeof(monet_real);
+    result = monet__write_model(t->model, &t->team.host, path, training, err);
+    monet__free(&t->team.host, sink.p, training[0].size);
     return result;
 }
 
@@ -10363,28 +10291,23 @@ static monet_result monet__trainer_state(const monet_model *model, monet_error *
     const monet__span *state = &model->sections[MONET__S_STATE];
     const monet__span *moments = &model->sections[MONET__S_MOMENTS];
     uint64_t           bytes = model->sections[MONET__S_DATA].size;
-    if (!state->data || !moments->data)
-        return monet__fail(err, MONET_ERROR_FORMAT, "no training state: this is not a checkpoint");
-    if (state->size < MONET__STATE)
-        return monet__fail(err, MONET_ERROR_FORMAT, "state section is %U bytes, needs %d",
-                           state->size, MONET__STATE);
+    MONET__NEED(FORMAT, state->data && moments->data,
+                "no training state: this is not a checkpoint");
+    MONET__NEED(FORMAT, state->size >= MONET__STATE, "state section is %U bytes, needs %d",
+                state->size, MONET__STATE);
     for (int k = 0; k < 3; ++k)
-        if (monet__u64(state->data + 8 * k) > INT64_MAX / 2)
-            return monet__fail(err, MONET_ERROR_FORMAT, "state: count %d is %U", k,
-                               monet__u64(state->data + 8 * k));
+        MONET__NEED(FORMAT, monet__u64(state->data + 8 * k) <= INT64_MAX / 2,
+                    "state: count %d is %U", k, monet__u64(state->data + 8 * k));
     for (size_t k = 0; k < model->n_tensors; ++k)
-        if (model->tensors[k].dtype != MONET_F32)
-            return monet__fail(err, MONET_ERROR_FORMAT, "tensor %s: dtype is %s, a checkpoint has "
-                               "f32", model->tensors[k].name,
-                               monet_dtype_name(model->tensors[k].dtype));
-    if (moments->size != 2 * bytes)
-        return monet__fail(err, MONET_ERROR_FORMAT, "moments section is %U bytes, expected %U",
-                           moments->size, 2 * bytes);
+        MONET__NEED(FORMAT, model->tensors[k].dtype == MONET_F32,
+                    "tensor %s: dtype is %s, a checkpoint has f32", model->tensors[k].name,
+                    monet_dtype_name(model->tensors[k].dtype));
+    MONET__NEED(FORMAT, moments->size == 2 * bytes, "moments section is %U bytes, expected %U",
+                moments->size, 2 * bytes);
     for (size_t k = 0; k < 2 * bytes / 4; ++k) {
         float x = monet__float(monet__u32(moments->data + 4 * k));
-        if (!(x - x == 0) || (k >= bytes / 4 && x < 0))
-            return monet__fail(err, MONET_ERROR_NUMERIC, "moments: number %U is %s", (uint64_t)k,
-                               x - x == 0 ? "negative" : "not finite");
+        MONET__NEED(NUMERIC, x - x == 0 && (k < bytes / 4 || x >= 0), "moments: number %U is %s",
+                    (uint64_t)k, x - x == 0 ? "negative" : "not finite");
     }
     return MONET_OK;
 }
@@ -10393,13 +10316,11 @@ static monet_result monet__trainer_restore(monet_trainer *t, const monet_model *
                                            monet_error *err)
 {
     const monet__span *state = &model->sections[MONET__S_STATE];
-    const uint8_t     *moments = model->sections[MONET__S_MOMENTS].data;
-    size_t             bytes = (size_t)t->n * sizeof(monet_real);
     t->counts.steps = (int64_t)monet__u64(state->data);
     t->counts.skipped = (int64_t)monet__u64(state->data + 8);
     t->counts.batches = (int64_t)monet__u64(state->data + 16);
-    memcpy(t->moment1, moments, bytes);
-    memcpy(t->moment2, moments + bytes, bytes);
+    memcpy(t->moment1, model->sections[MONET__S_MOMENTS].data,
+           2 * (size_t)t->n * sizeof(monet_real));
     if (state->size == MONET__STATE) return MONET_OK;
     t->user = monet__alloc(&t->team.host, state->size - MONET__STATE);
     if (!t->user) return monet__no_memory(err, "training state", state->size);
@@ -10416,15 +10337,12 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
     monet_model         *model = NULL;
     monet_result         result;
     if (out) *out = NULL;
-    if (!path || !out)
-        return monet__fail(err, MONET_ERROR_ARGUMENT, "trainer load: path or out is NULL");
-    result = monet__config(&full, sizeof full, config, err);
-    if (result != MONET_OK) return result;
+    MONET__NEED(ARGUMENT, path && out, "trainer load: path or out is NULL");
+    MONET__TRY(monet__config(&full, sizeof full, config, err));
     memset(&load, 0, sizeof load);
     load.verify = true;
     if (full.host) load.host = *full.host;
-    result = monet_model_load(path, &load, &model, err);
-    if (result != MONET_OK) return result;
+    MONET__TRY(monet_model_load(path, &load, &model, err));
     result = monet__trainer_state(model, err);
     if (result == MONET_OK) result = monet_trainer_create(model, config, out, err);
     if (result == MONET_OK) result = monet__trainer_restore(*out, model, err);
@@ -10436,31 +10354,19 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
     monet_model_free(model);
     return result;
 }
-#undef MONET__STATE
 #endif
 #endif /* MONET_NO_TRAINING */
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
-#undef MONET__ARCH
 #undef MONET__BIG_ENDIAN
-#undef MONET__BLOCK_GROUPS
-#undef MONET__BLOCK_TOKENS
-#undef MONET__SHARES
-#undef MONET__TILE
-#undef MONET__TILE_SETS
-#undef MONET__FAST_LEAST
-#undef MONET__FAST_TOKENS
 #undef MONET__CLOEXEC
-#undef MONET__ENTRY
 #undef MONET__GROUP
-#undef MONET__HEADER
 #undef MONET__LANES
 #undef MONET__NEED
 #undef MONET__NO_FILE
 #undef MONET__POOL
 #undef MONET__POSIX
 #undef MONET__ROWS
-#undef MONET__SECTION
 #undef MONET__SNAPSHOT
 #undef MONET__TABLE
 #undef MONET__TOKENS

@@ -199,6 +199,28 @@ static void test_order(void)
         }
 }
 
+/* Any set of layers is edited unlike the others: what their text says of which. */
+static void test_layer_sets(void)
+{
+    static tables t;
+    for (int set = 0; set < 1 << L; set++) {
+        monet_edit *e = new_edit("layers");
+        plain_tables(&t);
+        CHECK_EQ(monet_edit_scale(e, MONET_ALL, 2, 5, 0.25f, NULL), MONET_OK);
+        set_tables(&t, MONET_ALL, 2, 5, 0, 0.25f);
+        for (int l = 0; l < L; l++)
+            if (set >> l & 1) {
+                CHECK_EQ(monet_edit_scale(e, l, 2, 5, 3, NULL), MONET_OK);
+                CHECK_EQ(monet_edit_force(e, l, 1, 0, 3, NULL), MONET_OK);
+                set_tables(&t, l, 2, 5, 0, 3);
+                set_tables(&t, l, 1, 0, 1, 3);
+            }
+        CHECK_EQ(wrong_experts(e, &t), 0);
+        check_round_trip(e, &t);
+        monet_edit_free(e);
+    }
+}
+
 static void test_names(void)
 {
     static const char *const good[] = {"a", "no-economics 2", "~!@$%^&*()_+", "a  b", "monet-edit",
@@ -1020,6 +1042,7 @@ int main(void)
         if (kind == 0) {
             test_calls();
             test_order();
+            test_layer_sets();
             test_names();
             test_arguments();
             test_text_arguments();

@@ -138,6 +138,13 @@ printf 'monet-edit 1\nname test\nshape N=64 L=8 G=4\nremove G1 E%s\nforce 0.5 G2
 explore tokens "$model" "$text" --edit "$tmp/edit" --top 2
 check "tokens --edit: removed" out_has "\" The\" .*E$best ([0-9,]*) *$score->0.00"
 check "tokens --edit: forced" out_has "G2 .*E7 (0,7) *[0-9.]*->0.5"
+printf 'monet-edit 1\nname test\nshape N=64 L=8 G=4\nremove L2 E%s\n' "$best" > "$tmp/edit"
+explore tokens "$model" "$text" --edit "$tmp/edit" --layer 2 --top 1
+check "tokens --layer: the edited one" out_has "\" The\" .*E$best ([0-9,]*) *$score->0.00"
+explore tokens "$model" "$text" --edit "$tmp/edit" --layer 1 --top 1
+check "tokens --layer: one that is not" out_has "\" The\" .*E$best ([0-9,]*) *$score\$"
+explore tokens "$model" "$text" --layer 8
+check "tokens: no such layer" err_has "the last layer is 7"
 explore tokens "$model" "$text" --edit "$tmp/text"
 check "an edit that is none is named" err_has "$tmp/text"
 check "an edit that is none is status 1" is_status 1
@@ -359,8 +366,6 @@ explore explain "$model" --word " price" --chat --jsonl --max-tokens 5
 check "explain --jsonl" is_jsonl "$tmp/out"
 check "explain --chat" out_has '"prompt":"\[INST\] What is'
 
-# The embedding of one token, at the right length, is that token but for its last digits; where the
-# embedding is as long as the mean, the answer is that to the written word.
 explore explain "$model" --word " price" --prompt "No place for it"
 check "explain: a question without X" err_has "no X that stands alone"
 check "explain: a question without X is status 2" is_status 2

@@ -189,7 +189,8 @@ static void dot_case(const monet__fast *fast, monet_dtype dtype, int panel_rows,
         activation(natural[t], split, columns);
         fast->round(base + at * (row + pad), split, w.groups, parts);
     }
-    fast->dot(out, w.data, dtype, panel_rows, n_rows, w.groups, x, parts, n_tokens, scratch);
+    monet__fast_dot(fast, out, w.data, dtype, panel_rows, n_rows, w.groups, x, parts, n_tokens,
+                    scratch);
     for (int t = 0; t < n_tokens; ++t) {
         for (int r = 0; r < n_rows; ++r)
             for (int reference = 0; reference < 2; ++reference) {
@@ -201,7 +202,8 @@ static void dot_case(const monet__fast *fast, monet_dtype dtype, int panel_rows,
     /* a token alone gives the same bits */
     for (int t = 0; t < n_tokens; t += 7) {
         monet_real alone[200], *one = alone;
-        fast->dot(&one, w.data, dtype, panel_rows, n_rows, w.groups, x + t, parts, 1, scratch);
+        monet__fast_dot(fast, &one, w.data, dtype, panel_rows, n_rows, w.groups, x + t, parts, 1,
+                        scratch);
         wrong += memcmp(alone, out[t], (size_t)n_rows * sizeof *alone) != 0;
     }
     if (!CHECK(worst <= 1) || !CHECK_EQ(wrong, 0))
@@ -212,7 +214,7 @@ static void dot_case(const monet__fast *fast, monet_dtype dtype, int panel_rows,
 static void test_dot(const monet__fast *fast)
 {
     static const int tokens[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 67};
-    if (!fast->dot) return;
+    if (!fast->step) return;
     for (int dtype = MONET_F32; dtype <= MONET_Q4; ++dtype) {
         for (int rows = 1; rows <= 33; ++rows)
             dot_case(fast, (monet_dtype)dtype, rows, rows, 1 + (int)(draw() % 100),
@@ -237,7 +239,7 @@ static void test_not_finite(const monet__fast *fast)
     monet_real  out[20][16], *to[20];
     const uint16_t *x[20];
     int         nan = 0, finite = 0;
-    if (!fast->dot) return;
+    if (!fast->step) return;
     for (int t = 0; t < 20; ++t) {
         activation(natural[0], split, 64);
         if (t == 3) split[40] = (monet_real)NAN;
@@ -245,8 +247,8 @@ static void test_not_finite(const monet__fast *fast)
         fast->round(rows[t], split, 2, 1);
         x[t] = rows[t], to[t] = out[t];
     }
-    fast->dot(to, w.data, MONET_BF16, 16, 16, 2, x, 1, 20,
-              guard_end(scratch_memory, monet__fast_scratch(2)));
+    monet__fast_dot(fast, to, w.data, MONET_BF16, 16, 16, 2, x, 1, 20,
+                    guard_end(scratch_memory, monet__fast_scratch(2)));
     for (int t = 0; t < 20; ++t)
         for (int r = 0; r < 16; ++r) {
             bool good = out[t][r] - out[t][r] == 0;

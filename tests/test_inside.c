@@ -300,8 +300,13 @@ static void contributions(const monet_model *m, const monet_session *s)
             CHECK_EQ(monet_session_routing(s, t, layer, &r), MONET_OK);
             for (int e = 0; e < N * N; e++) {
                 double p = 0;
+                float factor = 1, amount = 0;
                 for (int h = 0; h < r.n_heads; h++)
                     p += (double)r.g1[h * N + e / N] * (double)r.g2[h * N + e % N];
+                if (r.edit)
+                    CHECK_EQ(monet_edit_get(r.edit, layer, e / N, e % N, &factor, &amount),
+                             MONET_OK);
+                p = p * (double)factor + (double)amount;
                 CHECK_EQ(monet_session_contribution(s, t, layer, e / N, e % N, part), MONET_OK);
                 CHECK_EQ(monet_model_expert(m, layer, e / N, e % N, n, whole), MONET_OK);
                 for (int c = 0; c < a->dim; c++) {
@@ -360,7 +365,7 @@ static void check_part(const monet_model *m, const monet_session *s, int32_t t,
     if (p->site == MONET_SITE_MOE_OUT) {
         CHECK_EQ(monet_session_contribution(s, t, p->layer, p->i, p->j, out), MONET_OK);
         CHECK_NEAR(p->bias, (double)p->weight * bias_logit(m, p, d), 1e-5);
-        CHECK(p->weight > 0);
+        CHECK(p->weight != 0);
     } else {
         x = monet_session_activation(s, p->site, p->layer, t);
         CHECK(p->i == 0 && p->j == 0 && p->bias == 0);
@@ -433,8 +438,22 @@ static void lens(const monet_model *m, monet_session *s)
     ARGUMENT(monet_session_lens(s, x, NULL));
 }
 
+/* Removes a row, turns a column round, forces two experts, one of them by a negative weight. */
+static monet_edit *edited(const monet_model *m)
+{
+    monet_edit *e = NULL;
+    CHECK_EQ(monet_edit_create(m, "some", &e, &said), MONET_OK);
+    CHECK_EQ(monet_edit_scale(e, MONET_ALL, 1, MONET_ALL, 0, &said), MONET_OK);
+    CHECK_EQ(monet_edit_scale(e, 1, MONET_ALL, 2, -1.5f, &said), MONET_OK);
+    CHECK_EQ(monet_edit_force(e, MONET_ROUTER(0), 0, 1, 0.75f, &said), MONET_OK);
+    CHECK_EQ(monet_edit_force(e, 1, 2, 0, -0.5f, &said), MONET_OK);
+    return e;
+}
+
 static void inside(const monet_arch *shape, monet_dtype dtype)
 {
+    monet_edit *edit;
+    float out[70];
     monet_model *m = make(shape, dtype, 3);
     monet_session *s = open_all(m), *plain = open_session(m, NULL);
     monet_tap tap = {watch, &me, 1u << MONET_SITE_ATTENTION_OUT | 1u << MONET_SITE_EMBEDDING |
@@ -455,10 +474,20 @@ static void inside(const monet_arch *shape, monet_dtype dtype)
     CHECK_EQ(monet_session_eval(s, text, N_TOKENS), MONET_OK);
     CHECK(me.calls > 0 && memcmp(monet_session_logits(s), monet_session_logits(plain), size));
     attribution(m, s, shape->n_layers);
+    edit = edited(m); /* and so is what an edit does, negative weights too */
+    CHECK_EQ(monet_session_set_tap(s, NULL), MONET_OK);
+    CHECK_EQ(monet_session_set_edit(s, edit), MONET_OK);
+    STATE(monet_session_contribution(s, 0, 0, 0, 0, out));
+    CHECK_EQ(monet_session_rewind(s, 0), MONET_OK);
+    CHECK_EQ(monet_session_eval(s, text, N_TOKENS), MONET_OK);
+    contributions(m, s);
+    attribution(m, s, shape->n_layers);
+    CHECK_EQ(monet_session_set_edit(s, NULL), MONET_OK);
     CHECK_EQ(monet_session_rewind(s, 0), MONET_OK);
     CHECK_EQ(monet_session_set_last_layer(s, 0), MONET_OK);
     CHECK_EQ(monet_session_eval(s, text, N_TOKENS), MONET_OK);
     attribution(m, s, 1);
+    monet_edit_free(edit);
     monet_session_free(s);
     monet_session_free(plain);
     monet_model_free(m);
@@ -538,9 +567,10 @@ static void misuse(const monet_model *m)
 
 /* ---- loss ------------------------------------------------------------------------------------ */
 
-static void loss(const monet_model *m)
+static void loss(const monet_model *m, const monet_model *stranger)
 {
     const int32_t V = monet_model_arch(m)->vocab_size;
+    monet_edit *edit = edited(m), *strange_edit = edited(stranger);
     monet_session *s = open_all(m), *none = open_session(m, NULL);
     monet_session_config c = {0};
     int32_t many[25] = {0};
@@ -552,6 +582,17 @@ static void loss(const monet_model *m)
     CHECK(nats == whole && monet_session_length(s) == N_TOKENS);
     CHECK_EQ(monet_session_effect(s, NULL, text, N_TOKENS, &nats, &other), MONET_OK);
     CHECK(nats == whole && other == whole && monet_session_length(s) == 0);
+    CHECK_EQ(monet_session_effect(s, edit, text, N_TOKENS, &nats, &other), MONET_OK);
+    CHECK(nats == whole && other != whole && monet_session_length(s) == 0);
+    CHECK_EQ(monet_session_set_edit(s, edit), MONET_OK);
+    CHECK_EQ(monet_session_loss(s, text, N_TOKENS, &nats), MONET_OK);
+    CHECK(nats == other);
+    CHECK_EQ(monet_session_effect(s, NULL, text, N_TOKENS, &nats, &other), MONET_OK);
+    CHECK(nats == whole && other == whole);
+    ARGUMENT(monet_session_effect(s, strange_edit, text, N_TOKENS, &nats, &other));
+    CHECK_EQ(monet_session_loss(s, text, N_TOKENS, &nats), MONET_OK); /* its own, as before */
+    CHECK(nats != whole);
+    CHECK_EQ(monet_session_set_edit(s, NULL), MONET_OK);
     CHECK_EQ(monet_session_loss(s, NULL, 0, &nats), MONET_OK);
     CHECK(nats == 0);
     CHECK_EQ(monet_session_loss(s, text, 1, &nats), MONET_OK);
@@ -578,6 +619,8 @@ static void loss(const monet_model *m)
         monet_session_free(s);
     }
     monet_session_free(none);
+    monet_edit_free(edit);
+    monet_edit_free(strange_edit);
 }
 
 /* ---- snapshots: going on --------------------------------------------------------------------- */
@@ -833,6 +876,58 @@ static void hostile(const monet_model *m, monet_dtype kv, bool logits)
     monet_session_free(target);
 }
 
+/* Tokens that a layer saw and the one before it did not; logits without the last layer. Sizes and
+   hashes are right.                                                                              */
+static void crafted(const monet_model *m)
+{
+    const int32_t V = monet_model_arch(m)->vocab_size;
+    monet_session *s = open_session(m, NULL);
+    tiny_file f, longer;
+    target = open_session(m, NULL);
+    before = snapshot(target);
+    CHECK_EQ(monet_session_eval(s, text, 3), MONET_OK);
+    CHECK_EQ(monet_session_set_last_layer(s, 0), MONET_OK);
+    CHECK_EQ(monet_session_eval(s, text + 3, 1), MONET_OK);
+    f = snapshot(s);
+    CHECK(tiny_get(&f, 72, 4) == 4 && tiny_get(&f, 76, 4) == 3);
+    longer = tiny_copy(&f, f.size + 4 * (size_t)V);
+    tiny_put(&f, 72, 4, 3);
+    tiny_put(&f, 76, 4, 4);
+    seal(&f);
+    CHECK_EQ(refused(&f), MONET_ERROR_FORMAT);
+    CHECK_HAS(monet_session_error(target)->message, "layer 0 saw 3 of 4");
+    tiny_put(&longer, 16, 8, longer.size);
+    tiny_put(&longer, 52, 4, (uint64_t)V);
+    seal(&longer);
+    CHECK_EQ(refused(&longer), MONET_ERROR_FORMAT);
+    CHECK_HAS(monet_session_error(target)->message, "without the last layer");
+    tiny_drop(&f);
+    tiny_drop(&longer);
+    tiny_drop(&before);
+    monet_session_free(s);
+    monet_session_free(target);
+}
+
+/* Nothing of tokens that were taken back is in a snapshot. */
+static void forgotten(const monet_model *m, monet_dtype kv)
+{
+    monet_session_config c = {0};
+    monet_session *s;
+    c.kv_dtype = kv;
+    for (int32_t k = 0; k < N_TOKENS; k++) {
+        tiny_file f;
+        s = open_session(m, &c);
+        CHECK_EQ(monet_session_eval(s, text, (size_t)k), MONET_OK);
+        CHECK_EQ(monet_session_rewind(s, k), MONET_OK);
+        f = snapshot(s);
+        CHECK_EQ(monet_session_eval(s, text, (size_t)(N_TOKENS - k)), MONET_OK);
+        CHECK_EQ(monet_session_rewind(s, k), MONET_OK);
+        CHECK(same_snapshot(s, &f));
+        tiny_drop(&f);
+        monet_session_free(s);
+    }
+}
+
 /* Numbers of the cache may be any: an error or not, but no more than that. */
 static void any_cache(const monet_model *m)
 {
@@ -979,14 +1074,16 @@ int main(void)
         for (size_t d = 0; d < COUNT(dtypes); d++) inside(&shapes[k], dtypes[d]);
     threads();
     misuse(vd);
-    loss(vd);
-    loss(hd);
+    loss(vd, hd);
+    loss(hd, vd);
     for (size_t k = 0; k < COUNT(shapes); k++)
         for (size_t d = 0; d < 3; d++) going_on(&shapes[k], dtypes[d]);
     shallow(vd);
     shallow(hd);
     hostile(vd, MONET_F32, true);
     hostile(vd, MONET_BF16, false);
+    crafted(vd);
+    for (size_t d = 0; d < 3; d++) forgotten(hd, dtypes[d]);
     any_cache(vd);
     strangers(vd);
     files(vd);

@@ -12,10 +12,15 @@
    half-expert ROW on digits and on capitals, and DIGIT or CAPITAL on the other axis: it is the pair
    that carries the meaning. Expert (ROW,DIGIT) writes to dimension 8, which lm_head reads as '!';
    (ROW,CAPITAL) to dimension 9, read as '?'. All else is routed at random and adds nothing.      */
-#define _XOPEN_SOURCE 700
+#include "tools/common.h"
+#include "tools/json.h"
+#include "tools/tokenizer_files.h"
+
 #define MONET_THREADS
 #define MONET_IMPLEMENTATION
 #include "monet.h"
+
+#include "tools/stats.h"
 #include "tiny.h"
 
 enum { N = 8, H = 3, C = 16, M = 4, L = 4, G = 2, SPACE = 259, V = 260 };
@@ -174,7 +179,7 @@ static monet_model *make_model(bool horizontal, bool without)
 /* ---- by hand --------------------------------------------------------------------------------- */
 
 /* The logits of '!' and '?' where both planted experts have these weights in layers 0 and 1. */
-static void by_hand(double logits[2], const double p[2][2])
+static void by_hand(double logits[2], double p[2][2])
 {
     const bool horizontal = monet_model_arch(model)->decompose == MONET_HORIZONTAL;
     const double length = 1 + 4 + 8 * 0.25, eps = 1e-6; /* sum of squares of an embedding */
@@ -272,6 +277,126 @@ static void test_ranks(void)
             if (n > 1 && kind != IS_OTHER) CHECK(list[1].score <= 1);
         }
     monet_session_free(s);
+}
+
+/* ---- found by statistics --------------------------------------------------------------------- */
+
+static const char *const labels[2] = {"digits", "letters"}; /* of each planted expert */
+
+/* A text of one of the labels; each has a little of the other kind. */
+static void write_text(const char *path, int label)
+{
+    static const char *const lines[2][4] = {
+        {"a 17 cows and 203 hens, 4096 stars\n", "3.14159 is pi, 299792458 is c; not A\n",
+         "seven is 7 and ten is 10\n", "1 2 3, on the 4th of july 1776\n"},
+        {"The CAT Sat ON a Mat\n", "WHY NOT? yes Sir, No 1\n", "An Owl, and a PUSSY Cat\n",
+         "We went to Sea in A boat\n"}};
+    FILE *f = fopen(path, "w");
+    if (!CHECK(f != NULL)) return;
+    for (int k = 0; k < 40; k++) fputs(lines[label][tiny_mix((uint64_t)k) % 4], f);
+    fclose(f);
+}
+
+typedef struct counted { /* by hand: tokens of a label, and those of the kind of each expert */
+    double n[2], kind[2][2]; /* [label][expert] */
+} counted;
+
+static void count_window(counted *c, const text_window *w)
+{
+    for (int32_t k = 0; k < w->n; k++)
+        if (w->tokens[k] != 1) { /* BOS */
+            c->n[w->label] += 1;
+            if (kind_of(w->tokens[k]) != IS_OTHER)
+                c->kind[w->label][kind_of(w->tokens[k]) - IS_DIGIT] += 1;
+        }
+}
+
+static void read_texts(stats *s, counted *c)
+{
+    char path[2][256];
+    const char *paths[2] = {path[0], path[1]};
+    texts_config config;
+    texts t;
+    text_window w;
+    tool_error err = {""};
+    monet_session *session = open_session(model, NULL);
+    memset(&config, 0, sizeof config);
+    memset(c, 0, sizeof *c);
+    for (int k = 0; k < 2; k++) {
+        snprintf(path[k], sizeof path[k], "%s", tiny_path(k ? "letters.txt" : "digits.txt"));
+        write_text(path[k], k);
+    }
+    config.paths = paths, config.n_paths = 2, config.window = 50;
+    config.tokenizer = monet_model_tokenizer(model);
+    CHECK(stats_create(s, model, NULL, labels, 2, &err));
+    CHECK(texts_open(&t, &config, &err));
+    CHECK(t.n_labels == 2 && strcmp(t.labels[0], "digits") == 0);
+    while (CHECK(texts_next(&t, &w, &err)) && w.n > 0) {
+        CHECK_EQ(monet_session_rewind(session, 0), MONET_OK);
+        CHECK_EQ(monet_session_eval(session, w.tokens, (size_t)w.n), MONET_OK);
+        CHECK(stats_add(s, session, &w, &err));
+        count_window(c, &w);
+    }
+    if (err.message[0] != '\0') printf("    %s\n", err.message);
+    texts_close(&t);
+    monet_session_free(session);
+    (void)remove(path[0]);
+    (void)remove(path[1]);
+}
+
+/* Of the 0/1 variables "is of this kind" and "is in a text of this label". */
+static double pearson_by_hand(const counted *c, int expert, int label)
+{
+    double n = c->n[0] + c->n[1], x = c->kind[0][expert] + c->kind[1][expert], y = c->n[label];
+    double xy = c->kind[label][expert];
+    return (n * xy - x * y) / sqrt((n * x - x * x) * (n * y - y * y));
+}
+
+/* No other expert of group 1 goes with the label like the planted one. */
+static void check_first(const stats *s, const counted *c, int expert, uint32_t label)
+{
+    const int j0 = expert ? CAPITAL : DIGIT;
+    const double r = stats_label_pearson(s, 0, ROW, j0, label);
+    CHECK_NEAR(r, pearson_by_hand(c, expert, (int)label), 1e-9);
+    CHECK(r > 0.3);
+    for (int e = 0; e < N * N; e++)
+        if (e != ROW * N + j0) CHECK(!(stats_label_pearson(s, 0, e / N, e % N, label) >= r));
+}
+
+static void test_found(void)
+{
+    stats s;
+    counted c;
+    read_texts(&s, &c);
+    CHECK_EQ(s.n_tokens, c.n[0] + c.n[1]);
+    for (int expert = 0; expert < 2; expert++) {
+        const uint32_t label = (uint32_t)expert;
+        const int j = expert ? CAPITAL : DIGIT;
+        const double here = c.kind[expert][expert], there = c.kind[1 - expert][expert];
+        const stats_sum *sum = stats_expert(&s, 0, ROW, j);
+        stats_example top[20];
+        const size_t n = stats_top(&s, 0, ROW, j, top, 20);
+        CHECK_EQ(sum->count, here + there);
+        CHECK_NEAR(sum->sum, 2 * (here + there), 1e-9);
+        CHECK_NEAR(sum->sum2, 4 * (here + there), 1e-9);
+        CHECK_EQ(stats_label_count(&s, 0, ROW, j, label), here);
+        CHECK_EQ(n, 20);
+        for (size_t k = 0; k < n && k < 20; k++) {
+            CHECK_EQ(kind_of(top[k].tokens[top[k].n_before]), IS_DIGIT + expert);
+            CHECK_NEAR(top[k].score, 2, 0);
+        }
+        /* the rule for domains: at least twice as much as in the second one */
+        CHECK(there > 0);
+        CHECK(stats_label_mean(&s, 0, ROW, j, label) >=
+              2 * stats_label_mean(&s, 0, ROW, j, 1 - label));
+        CHECK_NEAR(stats_label_mean(&s, 0, ROW, j, label), 2 * here / c.n[expert], 1e-12);
+        check_first(&s, &c, expert, label);
+        /* the half-expert ROW is no expert of either; the pair is more than its halves */
+        CHECK_NEAR(stats_half(&s, 0, 0, ROW)->sum / 2,
+                   c.kind[0][0] + c.kind[0][1] + c.kind[1][0] + c.kind[1][1], 1e-9);
+        CHECK(stats_lift(&s, 0, ROW, j) > 1.5);
+    }
+    stats_free(&s);
 }
 
 /* ---- edited ---------------------------------------------------------------------------------- */
@@ -395,6 +520,7 @@ int main(void)
         model = make_model(horizontal != 0, false);
         if (!model) return test_end("test_planted");
         test_ranks();
+        test_found();
         test_edits();
         test_removed(horizontal != 0);
         test_shown();

@@ -1,5 +1,7 @@
 /* test_stats.c: statistics of experts against all N*N scores of all tokens, computed in double.
-   cc -std=c99 -O1 -g -fsanitize=address,undefined -pthread -I. -Itests tests/test_stats.c -lm   */
+   cc -O2 -pthread -I. tests/test_stats.c -o test_stats -lm && ./test_stats */
+#define _FILE_OFFSET_BITS 64
+#define _XOPEN_SOURCE 700
 #include <stddef.h>
 #include <stdlib.h>
 

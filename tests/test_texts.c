@@ -1,5 +1,5 @@
 /* test_texts.c: labelled texts as windows of tokens.
-   cc -std=c99 -O1 -g -fsanitize=address,undefined -pthread -I. -Itests tests/test_texts.c -lm   */
+   cc -O2 -pthread -I. tests/test_texts.c -o test_texts -lm && ./test_texts */
 #include "tools/common.h"
 #include "tools/json.h"
 #include "tools/tokenizer_files.h"

@@ -22,8 +22,8 @@
    behind it, nothing in between. Those that are not whole are on a logarithmic scale: 0 is 0, from
    1 to the largest it is 1e-8 to 100. But r > 0 is (r-2048)/2047, best > 0 is 1 + 2 * label, and
    one more for a domain expert. An example in top or sample is: score 3, label labelDigits,
-   document 5, position 5, tokens before it 1, tokens in all 1, tokens tokenDigits each. Bytes of a
-   token that are no UTF-8 are \udc80 to \udcff.                                                 */
+   document 4 (its first 24 bits), position 5, tokens before it 1, tokens in all 1, tokens
+   tokenDigits each. Bytes of a token that are no UTF-8 are \udc80 to \udcff.                    */
 #ifndef TOOL_EXPLORE_REPORT_H
 #define TOOL_EXPLORE_REPORT_H
 
@@ -375,7 +375,7 @@ static void page_put_examples(page *p, const stats_example *list, size_t n)
         int32_t t;
         page_put_log(out, (double)x->score, 3);
         page_put_digits(out, x->label, p->label_digits);
-        page_put_digits(out, x->document, 5);
+        page_put_digits(out, x->document >> 40, 4);
         page_put_digits(out, (uint64_t)x->position, 5);
         page_put_digits(out, (uint64_t)(x->n_before - skip), 1);
         page_put_digits(out, (uint64_t)(end - skip), 1);
@@ -441,7 +441,8 @@ static bool page_put_cards(page *p, tool_error *err)
         if (list == NULL) return false;
         page_next(out);
         tool_put(out, "[", 1);
-        for (k = 0; k < n && (p->cards == 0 || k < (size_t)p->cards) && !out->failed; k++) {
+        for (k = 0; k < n && (p->cards == 0 || k < (size_t)p->cards) && !out->failed &&
+                    !explore_interrupted; k++) {
             page_make_card(p, group, list[k].id);
             if (page_bytes(p) + p->card.size + 2 > start + share) break;
             page_next(out);
@@ -452,6 +453,7 @@ static bool page_put_cards(page *p, tool_error *err)
         free(list);
     }
     tool_put(out, "]", 1);
+    if (explore_interrupted) return tool_fail(err, "interrupted");
     return !p->card.failed || tool_fail(err, "out of memory");
 }
 

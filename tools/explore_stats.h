@@ -22,7 +22,7 @@ typedef struct stats_pass {
     monet_session        *session;
     tool_progress         progress;
     char                  label[64];              /* of the progress */
-    uint64_t              tokens;                 /* of this run */
+    uint64_t              tokens, first;          /* of this run; how far it was before */
     double                start, eval_seconds, saved;
 } stats_pass;
 
@@ -155,12 +155,45 @@ static TOOL_UNUSED bool pass__window(stats_pass *p, const text_window *w, tool_e
     return stats_add(&p->s, p->session, w, err);
 }
 
+/* How far it is: in bytes, or with --max-windows, which leaves most of a file out, in tokens. */
+static TOOL_UNUSED uint64_t pass__done(const stats_pass *p)
+{
+    return p->set->max_windows > 0 ? p->s.n_tokens : p->t.bytes_done;
+}
+
+/* What pass__done will be at the end, about: there are some 3 bytes in a token. */
+static TOOL_UNUSED uint64_t pass__total(const stats_pass *p)
+{
+    uint64_t most, total = 0;
+    size_t k;
+
+    if (p->set->max_windows == 0) return p->t.bytes;
+    if (!tool_mul((uint64_t)p->set->max_windows, (uint64_t)p->set->window, &most))
+        most = UINT64_MAX;
+    for (k = 0; k < p->t.n_files; k++) {
+        uint64_t tokens = p->t.files[k].size / 3;
+        total += tokens < most ? tokens : most;
+    }
+    return total;
+}
+
+static TOOL_UNUSED void pass__begin_progress(stats_pass *p)
+{
+    uint64_t total = pass__total(p);
+
+    p->first = pass__done(p);
+    p->start = p->saved = tool_seconds();
+    tool_progress_begin(&p->progress, p->label, p->set->max_windows > 0 ? "tokens" : NULL,
+                        total > p->first ? total - p->first : 0);
+    if (p->e->quiet) p->progress.last = 1e300; /* the next line is never due */
+}
+
 static TOOL_UNUSED void pass__tell(stats_pass *p)
 {
     double seconds = tool_seconds() - p->start;
 
     snprintf(p->label, sizeof p->label, "%.0f tokens/s", (double)p->tokens / (seconds + 1e-9));
-    tool_progress_update(&p->progress, p->t.bytes_done);
+    tool_progress_update(&p->progress, pass__done(p) - p->first);
 }
 
 /* All windows that are left. A failure behind Ctrl-C is the end that it asked for. */
@@ -169,9 +202,7 @@ static TOOL_UNUSED bool pass__count(stats_pass *p, tool_error *err)
     text_window w;
     bool ok = true;
 
-    p->start = p->saved = tool_seconds();
-    tool_progress_begin(&p->progress, p->label, NULL, p->t.bytes);
-    if (p->e->quiet) p->progress.last = 1e300; /* the next line is never due */
+    pass__begin_progress(p);
     while (ok && !explore_interrupted) {
         if (!texts_next(&p->t, &w, err)) {
             ok = explore_interrupted != 0;

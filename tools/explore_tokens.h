@@ -14,7 +14,7 @@
 
 typedef struct tokens_settings {
     const char *text, *file, *edit, *expert, *group, *threshold;
-    int64_t     top, context;
+    int64_t     top, context, layer; /* layer -1 = the first one of each group */
     bool        jsonl, gates, attribute;
 } tokens_settings;
 
@@ -97,6 +97,13 @@ static TOOL_UNUSED void tokens__put_expert(tokens_run *r, const monet_expert *x)
     if (x->weight != x->score) tool_putf(out, "->%.2f", (double)x->weight);
 }
 
+/* The layer whose weights are shown for a group: all have the same scores, but an edit may be of
+   one layer.                                                                                   */
+static TOOL_UNUSED int32_t tokens__layer(const tokens_run *r, int32_t group)
+{
+    return r->set->layer >= 0 ? (int32_t)r->set->layer : explore_first_layer(r->e, group);
+}
+
 /* The lines of one token; `index` counts the tokens of the last eval. */
 static TOOL_UNUSED bool tokens__show_lines(tokens_run *r, size_t at, int32_t index,
                                            tool_error *err)
@@ -111,7 +118,7 @@ static TOOL_UNUSED bool tokens__show_lines(tokens_run *r, size_t at, int32_t ind
     explore_put_token(r->e, out, r->tokens[at]);
     for (g = 0; g < r->e->n_groups; g++) {
         if (r->only_group >= 0 && g != r->only_group) continue;
-        if (monet_session_routing(r->session, index, explore_first_layer(r->e, g), &routing) !=
+        if (monet_session_routing(r->session, index, tokens__layer(r, g), &routing) !=
             MONET_OK) return explore_session_failed(r->session, err);
         if (!first) {
             tool_put(out, "\n", 1);
@@ -205,7 +212,7 @@ static TOOL_UNUSED bool tokens__show_json(tokens_run *r, size_t at, int32_t inde
     tool_putf(out, ",\"groups\":[");
     for (g = 0; g < r->e->n_groups; g++) {
         if (r->only_group >= 0 && g != r->only_group) continue;
-        if (monet_session_routing(r->session, index, explore_first_layer(r->e, g), &routing) !=
+        if (monet_session_routing(r->session, index, tokens__layer(r, g), &routing) !=
             MONET_OK) return explore_session_failed(r->session, err);
         if (!first) tool_put(out, ",", 1);
         tokens__put_group(r, g, &routing);
@@ -439,13 +446,16 @@ static TOOL_UNUSED bool tokens__each(tokens_run *r, tool_error *err)
     return ok;
 }
 
+/* Nothing is lost yet: here Ctrl-C ends the program at once. */
 static TOOL_UNUSED bool tokens__read_input(tool_buffer *text, tool_error *err)
 {
     char piece[4096];
     size_t n;
 
+    signal(SIGINT, SIG_DFL);
     while ((n = fread(piece, 1, sizeof piece, stdin)) > 0 && text->size < EXPLORE_MAX_TEXT)
         tool_put(text, piece, n);
+    explore_catch_interrupt();
     if (ferror(stdin)) return tool_fail(err, "cannot read the input: %s", strerror(errno));
     if (text->size >= EXPLORE_MAX_TEXT) return tool_fail(err, "the input is too long");
     return !text->failed || tool_fail(err, "out of memory");
@@ -491,7 +501,10 @@ static TOOL_UNUSED bool tokens__start(tokens_run *r, tool_error *err)
     int32_t context = set->context > 0 ? (int32_t)set->context : e->arch->max_seq_len;
     unsigned keep = set->attribute ? EXPLORE_ACTIVATIONS | EXPLORE_LOGITS : EXPLORE_ROUTING;
 
-    r->only_group = -1;
+    if (set->layer >= e->arch->n_layers)
+        return tool_fail(err, "--layer %lld: the last layer is %d", (long long)set->layer,
+                         (int)e->arch->n_layers - 1);
+    r->only_group = set->layer >= 0 ? (int32_t)set->layer / e->arch->moe_groups : -1;
     if ((set->group != NULL && !explore_parse_group(e, set->group, &r->only_group, err)) ||
         (set->expert != NULL &&
          !explore_parse_expert(e, set->expert, &r->group, &r->i, &r->j, err)) ||
@@ -512,6 +525,8 @@ static TOOL_UNUSED bool tokens__run(tokens_run *r, tool_error *err)
     if (ok && table && r->scores == NULL) tokens__put_head(r);
     ok = ok && tokens__each(r, err);
     if (ok && table && r->scores != NULL && !explore_interrupted) tokens__show_marked(r);
+    if (ok && r->out.to_file && explore_interrupted)
+        ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
     monet_edit_free(r->edit);
@@ -531,11 +546,13 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         "the text is shown with the tokens marked that activate this one.",
         "  explore tokens examples/monet-4m.monet \"The price of bread rose\" --top 2\n"
         "  explore tokens examples/monet-4m.monet --file README.md --expert G1:E231"};
-    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", 3, 0, false, false, false};
+    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", 3, 0, -1, false, false, false};
     const run_option options[] = {
         {"file", RUN_TEXT, (void *)&set.file, 0, 0, "FILE", "read the text there"},
         {"top", RUN_WHOLE, &set.top, 1, TOKENS_MAX_TOP, "N", "strongest experts (default: 3)"},
         {"group", RUN_TEXT, (void *)&set.group, 0, 0, "G1", "this group only (default: all)"},
+        {"layer", RUN_WHOLE, &set.layer, 0, INT32_MAX, "N",
+         "this layer only, with its weights: an edit may be of one layer"},
         {"threshold", RUN_TEXT, (void *)&set.threshold, 0, 0, "S",
          "only experts with a larger score (default: 0.01)"},
         {"expert", RUN_TEXT, (void *)&set.expert, 0, 0, "G1:E231", "mark its tokens in the text"},
@@ -565,6 +582,8 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         !explore_parse_real("threshold", set.threshold, 0, 1e9, &r.threshold, &err) ||
         (set.text != NULL && set.file != NULL &&
          !tool_fail(&err, "a text and --file are one text too many")) ||
+        (set.group != NULL && set.layer >= 0 &&
+         !tool_fail(&err, "--group and --layer: one of them")) ||
         (set.expert != NULL && set.attribute &&
          !tool_fail(&err, "--expert shows one expert only, without --attribute")))
         return explore_usage(about.name, &err);
