@@ -324,7 +324,7 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
         explore_put_token_json(r->e, out, x->tokens[x->n_before]);
         tool_putf(out, ",\"label\":");
         explore_put_json(out, label, strlen(label));
-        tool_putf(out, ",\"document\":%llu,\"position\":%lld,\"before\":",
+        tool_putf(out, ",\"document\":\"%llu\",\"position\":%lld,\"before\":",
                   (unsigned long long)x->document, (long long)x->position);
         expert__put_joined(r, x->tokens, x->n_before, false);
         tool_putf(out, ",\"after\":");
@@ -501,6 +501,8 @@ static TOOL_UNUSED bool expert__run(expert_run *r, const char **which, size_t n,
         if (k > 0 && !r->set->csv && !r->set->jsonl) tool_put(&r->out.text, "\n", 1);
         ok = expert__one(r, which[k], err);
     }
+    if (ok && r->out.to_file && explore_interrupted)
+        ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
     free(r->top);

@@ -293,19 +293,25 @@ typedef bool (*find_measure)(find_run *r, int32_t group, int32_t i, int32_t j);
 static TOOL_UNUSED bool find__rank(find_run *r, const find_ranking *q, find_measure measure,
                                    tool_error *err)
 {
-    const uint64_t N = (uint64_t)r->s->N;
+    const uint64_t N = (uint64_t)r->s->N, total = (uint64_t)r->s->n_groups * N * N;
+    tool_progress progress;
     int32_t group, i, j;
     uint64_t at;
     size_t k;
 
     r->n_ranked = 0;
-    for (at = 0; at < (uint64_t)r->s->n_groups * N * N && !explore_interrupted; at++) {
+    tool_progress_begin(&progress, "experts looked at", "experts", total);
+    if (r->e->quiet) progress.last = 1e300; /* the next line is never due */
+    for (at = 0; at < total && !explore_interrupted; at++) {
+        if (at % 256 == 0) tool_progress_update(&progress, at);
         group = (int32_t)(at / (N * N));
         if (r->only_group >= 0 && group != r->only_group) continue;
         if (measure(r, group, (int32_t)(at / N % N), (int32_t)(at % N)))
             explore_rank(r->ranked, (size_t)r->set->top, &r->n_ranked,
                          r->value[q->rank_by], at);
     }
+    tool_progress_end(&progress);
+    if (explore_interrupted) return tool_fail(err, "stopped");
     for (k = 0; k < r->n_ranked; k++) {
         at = r->ranked[k].index;
         group = (int32_t)(at / (N * N));
@@ -400,7 +406,7 @@ static TOOL_UNUSED int explore_find(explore *e, int argc, char **argv)
         {"floor", RUN_WHOLE, &set.floor, 0, INT64_MAX, "N",
          "labels, scores: active on at least N tokens (default: 10)"},
         {"group", RUN_TEXT, (void *)&set.group, 0, 0, "G1", "this group only (default: all)"},
-        {"top", RUN_WHOLE, &set.top, 1, 1 << 20, "N", "experts shown (default: 20)"},
+        {"top", RUN_WHOLE, &set.top, 1, 10000, "N", "experts shown (default: 20)"},
         {"jsonl", RUN_FLAG, &set.jsonl, 0, 0, NULL, "a JSON object an expert"},
         {"csv", RUN_FLAG, &set.csv, 0, 0, NULL, "a row an expert"},
         EXPLORE_OUT(e), EXPLORE_OPTIONS(e),

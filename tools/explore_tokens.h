@@ -525,6 +525,8 @@ static TOOL_UNUSED bool tokens__run(tokens_run *r, tool_error *err)
     if (ok && table && r->scores == NULL) tokens__put_head(r);
     ok = ok && tokens__each(r, err);
     if (ok && table && r->scores != NULL && !explore_interrupted) tokens__show_marked(r);
+    if (ok && r->out.to_file && explore_interrupted)
+        ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
     monet_edit_free(r->edit);
