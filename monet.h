@@ -3239,7 +3239,6 @@ static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
 }
 
 /* ---- tokenizer: characters and tables -------------------------------------------------------- */
-
 /* Bytes of the UTF-8 character that the n > 0 bytes at s begin with: more than n if it is cut off,
    0 if there is no such character (overlong, a surrogate, beyond U+10FFFF).                      */
 static size_t monet__utf8_size(const char *s, size_t n)
@@ -3314,17 +3313,15 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t ha
     monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
     monet__tok_name *end = name + MONET__TOK_PROBES - 1;
     for (; name < end && name->id >= 0; ++name) {
-        const uint32_t *at = t->text_at + name->id;
-        monet_piece p = {t->text + at[0], (int32_t)(at[1] - at[0]), 0, 0};
+        monet_piece p;
         if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
-        if (!marks) p = monet__tok_piece(t, name->id);
+        p = marks ? monet__tok_plain_piece(t, name->id) : monet__tok_piece(t, name->id);
         if ((size_t)p.size == n && memcmp(p.bytes, s, n) == 0) break;
     }
     return name < end ? name : t->names + t->n_names + MONET__TOK_PROBES - 1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
-
 static const char monet__tok_hex[] = "0123456789ABCDEF";
 
 /* Names the piece by its number and bytes; what is not printable ASCII as \xHH. */
@@ -3400,7 +3397,6 @@ static monet_result monet__tok_check(monet_tokenizer *t, monet_error *err)
 }
 
 /* ---- tokenizer: building the indexes --------------------------------------------------------- */
-
 static void monet__tok_tables(monet_tokenizer *t, monet__arena *arena)
 {
     uint64_t n_pieces = (uint64_t)t->n_pieces;
@@ -3511,8 +3507,7 @@ static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet
                 monet__tok_is_id(t, m.result),
                 "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
                 rank, m.left, m.right, m.result, t->n_pieces);
-    left = monet__tok_piece(t, m.left);
-    right = monet__tok_piece(t, m.right);
+    left = monet__tok_piece(t, m.left), right = monet__tok_piece(t, m.right);
     whole = monet__tok_piece(t, m.result);
     if (whole.size != left.size + right.size ||
         memcmp(whole.bytes, left.bytes, (size_t)left.size) ||
@@ -3684,7 +3679,6 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 }
 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
-
 /* Each piece must be the result of a merge. Which bytes stand side by side? Which pieces are what
    their own text merges to? (Rarely not, when the pieces on the way go elsewhere first.)         */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
@@ -3729,7 +3723,6 @@ static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, mon
 }
 
 /* ---- tokenizer: encode and decode ------------------------------------------------------------ */
-
 /* The longest piece with one of the marks that starts here; -1 if none does. After a prefix only
    one that starts with this space. *size: how many bytes of the text it is.                      */
 static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
@@ -3878,12 +3871,6 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
     monet__tok_tables(t, &arena);
     t->index_size = arena.used;
     return MONET_OK;
-}
-
-/* The indexes' place in the model's arena. */
-static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
-{
-    t->pairs = (monet__tok_pair *)monet__take(arena, t->index_size, 1);
 }
 
 MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
@@ -5557,11 +5544,6 @@ static monet_result monet__io_fail(monet_error *err, const char *what, const cha
 }
 
 #if MONET__POSIX
-#ifndef O_CLOEXEC
-#define MONET__CLOEXEC 0
-#else
-#define MONET__CLOEXEC O_CLOEXEC
-#endif
 #if defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fsync(int fd); /* -std=c99 hides it */
 #endif
@@ -5571,7 +5553,10 @@ typedef int monet__file;
 static int monet__open(const char *path, int flags)
 {
     int file;
-    do file = open(path, flags | MONET__CLOEXEC, 0666);
+#ifdef O_CLOEXEC
+    flags |= O_CLOEXEC;
+#endif
+    do file = open(path, flags, 0666);
     while (file < 0 && errno == EINTR);
     return file;
 }
@@ -5918,7 +5903,9 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
     model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
     model->metadata = (monet_metadata *)monet__take(&arena, model->n_metadata,
                                                     sizeof(monet_metadata));
-    if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
+    if (model->has_tokenizer) /* its indexes */
+        model->tokenizer.pairs = (monet__tok_pair *)monet__take(&arena, model->tokenizer.index_size,
+                                                                1);
     return arena.overflow ? UINT64_MAX : arena.used;
 }
 
@@ -6176,13 +6163,6 @@ static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
     while (count--) monet__emit(s, *words++, 8);
 }
 
-static void monet__emit_arch(monet__sink *s, const monet_arch *a)
-{
-    int32_t fields[MONET__ARCH];
-    memcpy(fields, a, sizeof fields);
-    monet__emit_ints(s, fields, MONET__ARCH);
-}
-
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
     const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
@@ -6266,7 +6246,9 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
         } else if (kind == MONET__S_MOMENTS) {
             s->n += raw[kind].size;
         } else if (kind == MONET__S_ARCH) {
-            monet__emit_arch(s, c->arch);
+            int32_t fields[MONET__ARCH];
+            memcpy(fields, c->arch, sizeof fields);
+            monet__emit_ints(s, fields, MONET__ARCH);
         } else {
             monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
             if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
@@ -6589,7 +6571,6 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     }
     return MONET_OK;
 }
-
 
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
@@ -9268,23 +9249,12 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     monet__linear_backward(&t->team, &job);
 }
 
-static void monet__from_split(monet_real *out, const monet_real *x, size_t n)
-{
-    size_t whole = n / MONET__GROUP * MONET__GROUP;
-    for (size_t k = 0; k < whole; k += MONET__GROUP)
-        for (size_t l = 0; l < MONET__LANES; ++l) {
-            out[k + 2 * l] = x[k + l];
-            out[k + 2 * l + 1] = x[k + MONET__LANES + l];
-        }
-    for (size_t k = whole; k < n; ++k) out[k] = x[monet__split(k)];
-}
-
 /* dsplit to dx; then h is dout * x. */
 static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
     const monet_real *weight = (const monet_real *)t->norm->data, *x = t->norm_in + token * t->C;
     monet_real       *h = t->h + token * t->C;
-    monet__from_split(h, t->dsplit + token * t->stride, t->C);
+    for (size_t c = 0; c < t->C; ++c) h[c] = t->dsplit[token * t->stride + monet__split(c)];
     t->rstd[token] = monet__rmsnorm_backward(t->dx + token * t->C, h, x, weight, (int)t->C,
                                              (monet_real)t->model->arch.norm_eps);
     for (size_t c = 0; c < t->C; ++c) h[c] *= x[c];
@@ -9743,7 +9713,6 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
 #undef MONET__BIG_ENDIAN
-#undef MONET__CLOEXEC
 #undef MONET__GROUP
 #undef MONET__LANES
 #undef MONET__NEED
