@@ -1371,27 +1371,25 @@ static const char *monet__panel(const monet_tensor *t, int64_t k)
     return (const char *)t->data + (size_t)k * monet__panel_bytes(t);
 }
 
-MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
-{
-    size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
-    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
-    rows = monet__panel_rows(tensor);
-    p = r / (size_t)tensor->panel;
-    r %= (size_t)tensor->panel;
-    base = p * monet__panel_size(tensor) + c / MONET__GROUP * rows * MONET__GROUP;
-    c %= MONET__GROUP;
-    if (tensor->layout == MONET_PANELS)
-        return base + r * MONET__GROUP + (tensor->dtype == MONET_BF16 ? c : monet__split(c));
-    if (tensor->dtype == MONET_BF16) return base + r / 2 * 2 * MONET__GROUP + c * 2 + r % 2;
-    return base + r * MONET__GROUP + c;
-}
-
 /* Place of column k (0..31) of a group, from that of its column 0 on. */
 static size_t monet__in_group(const monet_tensor *t, size_t k)
 {
     if (t->layout == MONET_PANELS) return t->dtype == MONET_BF16 ? k : monet__split(k);
     return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? 2 * k : k;
+}
+
+MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
+{
+    size_t c = (size_t)column, r = (size_t)row, p;
+    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
+    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
+    p = r / (size_t)tensor->panel * monet__panel_size(tensor) +
+        c / MONET__GROUP * monet__panel_rows(tensor) * MONET__GROUP;
+    r %= (size_t)tensor->panel;
+    if (tensor->layout == MONET_SUMS && tensor->dtype == MONET_BF16) /* rows in pairs */
+        r = r / 2 * 2 * MONET__GROUP + r % 2;
+    else r *= MONET__GROUP;
+    return p + r + monet__in_group(tensor, c % MONET__GROUP);
 }
 
 /* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
@@ -2560,16 +2558,13 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     return &monet__scalar;
 }
 #undef MONET__DTYPES
-#undef MONET__INLINE
 #undef MONET__JOIN
 #undef MONET__KEEP
 #undef MONET__LITERAL
 #undef MONET__NAME
 #undef MONET__NEW
 #undef MONET__SELF
-#undef MONET__SIMD
 #undef MONET__TEXT
-#undef MONET__UNROLL
 #undef MONET__V
 
 /* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
@@ -2780,20 +2775,18 @@ static const monet__fast monet__fast_scalar = {
     "scalar", monet__round, monet__make_scalar, monet__step_scalar, NULL, NULL, monet__quantize,
     monet__dot_int8};
 
-#if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
-    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#if defined(MONET__SIMD) && defined(__x86_64__) &&                                                 \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define MONET__FAST_SIMD 1
-#define MONET__INLINE static inline __attribute__((always_inline))
-#define MONET__UNROLL _Pragma("GCC unroll 16")
 #define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
-#define MONET__VNNI __attribute__((target(MONET__ISA)))
+#define MONET__TARGET __attribute__((target(MONET__ISA)))
 #define MONET__BF16 __attribute__((target(MONET__ISA ",avx512bf16")))
 #define MONET__AMX __attribute__((target(MONET__ISA ",amx-tile,amx-bf16")))
 #define MONET__LOAD_128(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define MONET__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
 /* Even and odd columns, rounded to bf16, as 16 pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
+MONET__INLINE __m512i monet__pairs_512(__m512 even, __m512 odd)
 {
     __m512  x[2];
     __m512i u[2];
@@ -2809,8 +2802,8 @@ MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
 }
 
-static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
-                                          int parts)
+static MONET__TARGET void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
+                                           int parts)
 {
     for (size_t g = 0; g < groups; ++g) {
         __m512 even = _mm512_loadu_ps((const void *)(x + g * 32));
@@ -2826,8 +2819,7 @@ static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, siz
 }
 
 /* Row r of a group that is not bf16, as pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
-                                                 size_t r)
+MONET__INLINE __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows, size_t r)
 {
     size_t   bytes = monet__code_bytes(dtype);
     __m128i  nibble = _mm_set1_epi8(15), low, high;
@@ -2852,7 +2844,7 @@ MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype 
 }
 
 /* Turns 16 rows of pairs into a tile, 4 x 4 pairs at a time in each quarter of a register. */
-MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int n)
+MONET__INLINE void monet__turn_512(char *tile, const char *rows, int n)
 {
     const char *p[16];
     MONET__UNROLL for (int r = 0; r < 16; ++r) p[r] = rows + (r < n ? r : n - 1) * 64;
@@ -2874,8 +2866,8 @@ MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int
     }
 }
 
-static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dtype dtype,
-                                        int panel_rows, int first, int n)
+static MONET__TARGET void monet__make_512(char *tile, const char *group, monet_dtype dtype,
+                                          int panel_rows, int first, int n)
 {
     char rows[MONET__TILE];
     if (dtype == MONET_BF16) {
@@ -2889,7 +2881,7 @@ static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dty
 }
 
 /* 32 columns of 16 tokens side by side. */
-MONET__INLINE MONET__VNNI void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
+MONET__INLINE void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
 {
     MONET__UNROLL for (int t = 0; t < 16; ++t)
         _mm512_storeu_si512(tile + t * 64, _mm512_loadu_si512(x[t] + g * MONET__GROUP));
@@ -2984,7 +2976,7 @@ static MONET__AMX void monet__begin_amx(void)
 
 static MONET__AMX void monet__end_amx(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
-static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
+static MONET__TARGET void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
 {
     __m512i plain = _mm512_set1_epi32(0x7fffffff);
     for (; groups--; x += MONET__GROUP, ++out) {
@@ -3014,9 +3006,8 @@ static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real 
 
 /* n rows of a panel from r on, w its first group, in V vectors: one holds the codes of 4 rows of q4
    or of 2 of q8; the last may be short.                                                          */
-MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
-                                                int V, bool q4, size_t panel_rows,
-                                                size_t groups, const monet__codes *x)
+MONET__INLINE void monet__int8_rows(monet_real *out, const char *w, size_t r, int n, int V, bool q4,
+                                    size_t panel_rows, size_t groups, const monet__codes *x)
 {
     int       per = q4 ? 4 : 2;
     size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
@@ -3062,9 +3053,9 @@ MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, 
     for (int k = 0; k < n; ++k) out[k] = (monet_real)result[k];
 }
 
-static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
-                                            int panel_rows, int n_rows, size_t groups,
-                                            const monet__codes *x)
+static MONET__TARGET void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
+                                              int panel_rows, int n_rows, size_t groups,
+                                              const monet__codes *x)
 {
     size_t rows = (size_t)panel_rows, size = groups * rows * monet__row_bytes(dtype);
     bool   q4 = dtype == MONET_Q4;
@@ -3105,10 +3096,8 @@ static bool monet__has_amx(void)
     return false;
 #endif
 }
-#undef MONET__INLINE
-#undef MONET__UNROLL
 #undef MONET__ISA
-#undef MONET__VNNI
+#undef MONET__TARGET
 #undef MONET__BF16
 #undef MONET__AMX
 #undef MONET__LOAD_128
@@ -3139,6 +3128,9 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
 #endif
 }
 #undef MONET__FAST_SIMD
+#undef MONET__INLINE
+#undef MONET__SIMD
+#undef MONET__UNROLL
 
 MONET_API const char *monet_kernels_name(monet_kernels kernels)
 {
@@ -3948,19 +3940,14 @@ typedef struct monet__pool {
     bool            quit;
 } monet__pool;
 
-static void monet__relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
 /* Spins, for a while, until *value is zero or is not. */
 static bool monet__soon(int *value, bool zero)
 {
     for (int spin = 0; spin < 700; ++spin) {
         if ((__atomic_load_n(value, __ATOMIC_ACQUIRE) == 0) == zero) return true;
-        monet__relax();
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
     }
     return false;
 }
@@ -4175,11 +4162,7 @@ typedef struct monet__linear {
 
 static monet__input monet__input_of(const monet_real *x, size_t stride, int n)
 {
-    monet__input in;
-    memset(&in, 0, sizeof in);
-    in.x = x;
-    in.stride = stride;
-    in.n = n;
+    monet__input in = {n, x, stride, NULL, NULL, 0, 0, NULL, NULL, 0};
     return in;
 }
 
@@ -4273,12 +4256,7 @@ static void monet__linear_share(void *context, int item, int task)
 static void monet__linear_forward(monet__team *team, const monet__product *products,
                                   int n_products, const monet__input *in)
 {
-    monet__linear job;
-    job.kernels = team->kernels;
-    job.products = products;
-    job.n_products = n_products;
-    job.in = in;
-    job.n_shares = monet__shares(team);
+    monet__linear job = {team->kernels, products, in, n_products, monet__shares(team)};
     monet__each(team, job.n_shares, monet__linear_share, &job);
 }
 
@@ -8623,8 +8601,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     uint64_t H2 = 2 * (uint64_t)a->moe_heads, R = (uint64_t)t->n_routers;
     uint64_t angles = (uint64_t)t->T * (uint64_t)(t->D / 2), tasks = (uint64_t)t->team.n;
     size_t   n_tensors = monet__count_tensors(a);
-    monet__arena arena;
-    arena.base = base, arena.used = sizeof *t, arena.overflow = false;
+    monet__arena arena = {base, sizeof *t, false};
 #define MONET__REALS(count) (monet_real *)monet__take(&arena, count, r)
 #define MONET__DOUBLES(count) (double *)monet__take(&arena, count, sizeof(double))
     t->grads = MONET__REALS(t->n);
