@@ -216,6 +216,17 @@ static TOOL_UNUSED void tool_putf(tool_buffer *buffer, const char *format, ...)
         tool_put(buffer, text, (size_t)size);
 }
 
+/* A CSV field in quotes, as RFC 4180 says. */
+static TOOL_UNUSED void tool_put_csv(tool_buffer *buffer, const char *bytes, size_t size)
+{
+    size_t k;
+
+    tool_put(buffer, "\"", 1);
+    for (k = 0; k < size; k++)
+        tool_put(buffer, bytes[k] == '"' ? "\"\"" : bytes + k, bytes[k] == '"' ? 2 : 1);
+    tool_put(buffer, "\"", 1);
+}
+
 static TOOL_UNUSED void tool_buffer_free(tool_buffer *buffer)
 {
     free(buffer->data);
@@ -904,6 +915,20 @@ static TOOL_UNUSED bool tool_output_commit(tool_output *output, tool_error *err)
     if (!tool__sync_folder(output->path))
         ok = tool_fail(err, "%s: written, but its folder could not be synced", output->path);
     tool__output_free(output);
+    return ok;
+}
+
+/* The text becomes the whole file, in one step. */
+static TOOL_UNUSED bool tool_write_file(const char *path, const tool_buffer *text, tool_error *err)
+{
+    tool_output output;
+    bool ok;
+
+    if (text->failed) return tool_fail(err, "%.300s: out of memory", path);
+    ok = tool_output_open(&output, path, err) &&
+         tool_output_write(&output, text->data, text->size, err) &&
+         tool_output_commit(&output, err);
+    if (!ok) tool_output_abandon(&output);
     return ok;
 }
 

@@ -476,14 +476,12 @@ static void print_score(const char *name, const score *s)
     fflush(stdout);
 }
 
-/* A name with a comma or a quote is put in quotes, as RFC 4180 says. */
 static void put_csv(tool_buffer *csv, const char *name, const score *s, bool compares)
 {
     double nats = per(s->nats, (double)s->tokens);
 
-    tool_put(csv, "\"", 1);
-    for (; *name != '\0'; name++) tool_put(csv, *name == '"' ? "\"\"" : name, *name == '"' ? 2 : 1);
-    tool_putf(csv, "\",%llu,%llu,%.6f,%.4f,", (unsigned long long)s->tokens,
+    tool_put_csv(csv, name, strlen(name));
+    tool_putf(csv, ",%llu,%llu,%.6f,%.4f,", (unsigned long long)s->tokens,
               (unsigned long long)s->bytes, nats, exp(nats));
     if (s->has_bytes && s->bytes > 0)
         tool_putf(csv, "%.6f", s->nats / log(2.0) / (double)s->bytes);
@@ -493,18 +491,6 @@ static void put_csv(tool_buffer *csv, const char *name, const score *s, bool com
                   100 * (s->nats / s->other_nats - 1),
                   100 * per((double)s->same, (double)s->tokens));
     tool_putf(csv, "\n");
-}
-
-static bool write_csv(const char *path, const tool_buffer *csv, tool_error *err)
-{
-    tool_output output;
-    bool ok;
-
-    if (csv->failed) return tool_fail(err, "%.300s: out of memory", path);
-    ok = tool_output_open(&output, path, err) &&
-         tool_output_write(&output, csv->data, csv->size, err) && tool_output_commit(&output, err);
-    if (!ok) tool_output_abandon(&output);
-    return ok;
 }
 
 /* Every file in turn; the first one that fails ends it. */
@@ -537,7 +523,7 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
         put_csv(&csv, "total", &total, compares);
     }
     if (ok && compares) print_agreement(e, &total);
-    if (ok && e->set.csv != NULL) ok = write_csv(e->set.csv, &csv, err);
+    if (ok && e->set.csv != NULL) ok = tool_write_file(e->set.csv, &csv, err);
     tool_buffer_free(&csv);
     if (ok && (ferror(stdout) || fflush(stdout) != 0))
         ok = tool_fail(err, "cannot write the table: %s", strerror(errno));

@@ -454,16 +454,7 @@ static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, do
     else tool_putf(out, "\"%s\":null", key);
 }
 
-/* A CSV field in quotes, as RFC 4180 says. */
-static TOOL_UNUSED void explore_put_csv(tool_buffer *out, const char *bytes, size_t size)
-{
-    size_t k;
-
-    tool_put(out, "\"", 1);
-    for (k = 0; k < size; k++)
-        tool_put(out, bytes[k] == '"' ? "\"\"" : bytes + k, bytes[k] == '"' ? 2 : 1);
-    tool_put(out, "\"", 1);
-}
+#define explore_put_csv tool_put_csv
 
 /* ---- explore: the largest of many ------------------------------------------------------------ */
 

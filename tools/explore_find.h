@@ -264,7 +264,7 @@ static TOOL_UNUSED void find__put_csv(find_run *r, const find_ranking *q, int32_
         if (k > 0) tool_put(&words, " ", 1);
         explore_put_token(r->e, &words, tokens[k]);
     }
-    explore_put_csv(out, words.size > 0 ? words.data : "", words.size);
+    tool_put_csv(out, words.size > 0 ? words.data : "", words.size);
     tool_put(out, "\n", 1);
     out->failed = out->failed || words.failed;
     tool_buffer_free(&words);
