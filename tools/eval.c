@@ -77,15 +77,6 @@ typedef struct evaluation {
 
 /* ---- comparing two models -------------------------------------------------------------------- */
 
-static int32_t likeliest(const monet_real *logits, int32_t n)
-{
-    int32_t i, best = 0;
-
-    for (i = 1; i < n; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
-}
-
 static void compare_logits(evaluation *e, const monet_real *a, const monet_real *b)
 {
     const int32_t n = e->arch->vocab_size;
@@ -98,7 +89,7 @@ static void compare_logits(evaluation *e, const monet_real *a, const monet_real 
         if (difference > e->max_difference) e->max_difference = difference;
     }
     e->sum_difference += sum / n;
-    e->now.same += likeliest(a, n) == likeliest(b, n);
+    e->now.same += run_likeliest(a, n) == run_likeliest(b, n);
 }
 
 /* Numbers that are in both ascending lists, into `out`. */
@@ -116,17 +107,7 @@ static int32_t common_numbers(const uint16_t *a, int32_t n_a, const uint16_t *b,
     return n;
 }
 
-/* Score of expert (i,j), and the sum of all scores. */
-static double score_of(const monet_routing *r, int32_t i, int32_t j)
-{
-    double sum = 0;
-    int32_t h;
-
-    for (h = 0; h < r->n_heads; h++)
-        sum += (double)r->g1[h * r->n_experts + i] * (double)r->g2[h * r->n_experts + j];
-    return sum;
-}
-
+/* The sum of the scores of all experts. */
 static double all_scores(const monet_routing *r)
 {
     double all = 0;
@@ -154,7 +135,7 @@ static void compare_routing(routing_agreement *sum, const monet_routing *a, cons
     sum->either[1] += (uint64_t)(a->n_j + b->n_j - n_j);
     for (x = 0; x < n_i; x++)
         for (y = 0; y < n_j; y++) {
-            const double one = score_of(a, i[x], j[y]), two = score_of(b, i[x], j[y]);
+            const double one = run_score(a, i[x], j[y]), two = run_score(b, i[x], j[y]);
             sum->common += one < two ? one : two;
         }
     sum->scores += (all_scores(a) + all_scores(b)) / 2;

@@ -35,20 +35,6 @@ typedef struct tokens_run {
     bool                   color;
 } tokens_run;
 
-/* ---- tokens: scores -------------------------------------------------------------------------- */
-
-/* In double from the gates, as the statistics are counted. */
-static TOOL_UNUSED double tokens_score(const monet_routing *r, int32_t i, int32_t j)
-{
-    const size_t N = (size_t)r->n_experts;
-    double sum = 0;
-    size_t h;
-
-    for (h = 0; h < (size_t)r->n_heads; h++)
-        sum += (double)r->g1[h * N + (size_t)i] * (double)r->g2[h * N + (size_t)j];
-    return sum;
-}
-
 /* How many experts the router activates: s > 0.01. */
 static TOOL_UNUSED size_t tokens_active(const monet_routing *r)
 {
@@ -57,7 +43,7 @@ static TOOL_UNUSED size_t tokens_active(const monet_routing *r)
 
     for (a = 0; a < r->n_i; a++)
         for (b = 0; b < r->n_j; b++)
-            n += tokens_score(r, r->i[a], r->j[b]) > (double)EXPLORE_ACTIVE;
+            n += run_score(r, r->i[a], r->j[b]) > (double)EXPLORE_ACTIVE;
     return n;
 }
 
@@ -238,13 +224,8 @@ static TOOL_UNUSED int tokens__by_logit(const void *a, const void *b)
 /* The token that follows in the text; behind the last one, what the model finds likeliest. */
 static TOOL_UNUSED int32_t tokens__next(const tokens_run *r, size_t at, int32_t index)
 {
-    const monet_real *logits = monet_session_logits_at(r->session, index);
-    int32_t best = 0, k;
-
     if (at + 1 < r->n_tokens) return r->tokens[at + 1];
-    for (k = 1; k < r->e->arch->vocab_size; k++)
-        if (logits[k] > logits[best]) best = k;
-    return best;
+    return run_likeliest(monet_session_logits_at(r->session, index), r->e->arch->vocab_size);
 }
 
 static TOOL_UNUSED bool tokens__parts(tokens_run *r, int32_t index, int32_t next, size_t *n,
@@ -405,7 +386,7 @@ static TOOL_UNUSED bool tokens__note_score(tokens_run *r, size_t at, int32_t ind
 
     if (monet_session_routing(r->session, index, explore_first_layer(r->e, r->group), &routing) !=
         MONET_OK) return explore_session_failed(r->session, err);
-    r->scores[at] = (float)tokens_score(&routing, r->i, r->j);
+    r->scores[at] = (float)run_score(&routing, r->i, r->j);
     if (!r->set->jsonl) return true;
     tool_putf(out, "{\"position\":%zu,", at);
     explore_put_token_json(r->e, out, r->tokens[at]);
