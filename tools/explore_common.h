@@ -27,7 +27,6 @@
 enum { EXPLORE_DONE = 0, EXPLORE_FAILED = 1, EXPLORE_USAGE = 2, EXPLORE_INTERRUPTED = 130,
        EXPLORE_PIPE_CLOSED = 141 }; /* exit codes */
 
-#define EXPLORE_ACTIVE 0.01f      /* a score above it counts as activated, as in the paper */
 #define EXPLORE_MAX_FILES 4096     /* arguments of a subcommand */
 #define EXPLORE_MAX_TEXT (1 << 26) /* bytes of a text that is read whole */
 

@@ -492,7 +492,7 @@ static bool page_put_routing(page *p, const monet_session *session, int32_t grou
         page_put_gates(out, r.g2 + (size_t)h * (size_t)r.n_experts, r.j, r.n_j);
     }
     tool_put(out, "\"", 1);
-    n = monet_routing_experts(&r, EXPLORE_ACTIVE, strongest, PAGE_STRONGEST);
+    n = monet_routing_experts(&r, (float)STATS_ACTIVE, strongest, PAGE_STRONGEST);
     for (k = 0; k < n && k < PAGE_STRONGEST; k++)
         p->in_text[(size_t)group * page_group_size(p) +
                    (size_t)explore_id(p->e, strongest[k].i, strongest[k].j)] = 1;

@@ -6,6 +6,7 @@
 #define TOOL_EXPLORE_TOKENS_H
 
 #include "explore_common.h"
+#include "stats.h"
 
 #include <math.h>
 
@@ -43,7 +44,7 @@ static TOOL_UNUSED size_t tokens_active(const monet_routing *r)
 
     for (a = 0; a < r->n_i; a++)
         for (b = 0; b < r->n_j; b++)
-            n += run_score(r, r->i[a], r->j[b]) > (double)EXPLORE_ACTIVE;
+            n += run_score(r, r->i[a], r->j[b]) > STATS_ACTIVE;
     return n;
 }
 
