@@ -1185,7 +1185,7 @@ static bool write_csv(const bench *b, tool_error *err)
 /* "folder/name.monet" is called "name". */
 static void make_label(subject *s)
 {
-    const char *slash = strrchr(s->path, '/'), *name = slash != NULL ? slash + 1 : s->path;
+    const char *name = tool_base_name(s->path);
     size_t size = strlen(name);
 
     if (size > 6 && strcmp(name + size - 6, ".monet") == 0) size -= 6;

@@ -178,6 +178,14 @@ static TOOL_UNUSED char *tool_join(const char *folder, const char *name, tool_er
     return path;
 }
 
+/* What stands behind the last slash. */
+static TOOL_UNUSED const char *tool_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash != NULL ? slash + 1 : path;
+}
+
 /* Text that grows. A failure is remembered in `failed`, to be looked at once, at the end. */
 typedef struct tool_buffer {
     char  *data; /* ends with a NUL that is not counted; NULL while empty */
@@ -267,6 +275,17 @@ static TOOL_UNUSED bool tool_is_utf8(const void *bytes, size_t size)
     return true;
 }
 
+/* Bytes of the character at s, or 0 if it must not reach a terminal: a control character, or bytes
+   that are no character at all.                                                                */
+static TOOL_UNUSED size_t tool_visible(const void *s, size_t size)
+{
+    const unsigned char *p = s;
+    size_t n = tool_utf8(s, size);
+
+    if (n == 1 && (p[0] < 0x20 || p[0] == 0x7F)) return 0;
+    return n == 2 && p[0] == 0xC2 && p[1] < 0xA0 ? 0 : n;
+}
+
 /* A name from a file, made fit for a message: control characters and broken UTF-8 as \xNN (a name
    must not be able to drive the terminal), long names cut. Returns out.                        */
 #define TOOL_QUOTE 112
@@ -276,10 +295,8 @@ static TOOL_UNUSED const char *tool_quote(char out[TOOL_QUOTE], const void *byte
     size_t used = 0, at = 0;
 
     while (at < size && used < TOOL_QUOTE - 12) {
-        size_t length = tool_utf8(p + at, size - at);
-        bool control = length == 1 && (p[at] < 0x20 || p[at] == 0x7F);
-        bool c1 = length == 2 && p[at] == 0xC2 && p[at + 1] < 0xA0;
-        if (length == 0 || control || c1) {
+        size_t length = tool_visible(p + at, size - at);
+        if (length == 0) {
             used += (size_t)snprintf(out + used, 5, "\\x%02X", p[at++]);
         } else {
             memcpy(out + used, p + at, length);

@@ -374,14 +374,12 @@ static TOOL_UNUSED void explore_put_safe(tool_buffer *out, const char *bytes, si
     size_t at, n;
 
     for (at = 0; at < size; at += n > 0 ? n : 1) {
-        n = tool_utf8(p + at, size - at);
-        if (n == 1 && p[at] == '\n') tool_put(out, "\\n", 2);
-        else if (n == 1 && p[at] == '\t') tool_put(out, "\\t", 2);
-        else if (n == 1 && quote != 0 && (p[at] == (unsigned char)quote || p[at] == '\\'))
+        n = tool_visible(p + at, size - at);
+        if (p[at] == '\n') tool_put(out, "\\n", 2);
+        else if (p[at] == '\t') tool_put(out, "\\t", 2);
+        else if (quote != 0 && (p[at] == (unsigned char)quote || p[at] == '\\'))
             tool_putf(out, "\\%c", p[at]);
-        else if (n == 0 || p[at] < 0x20 || p[at] == 0x7F) tool_putf(out, "\\x%02X", p[at]);
-        else if (n == 2 && p[at] == 0xC2 && p[at + 1] < 0xA0)
-            tool_putf(out, "\\x%02X\\x%02X", p[at], p[at + 1]);
+        else if (n == 0) tool_putf(out, "\\x%02X", p[at]);
         else tool_put(out, p + at, n);
     }
 }
