@@ -286,6 +286,22 @@ static TOOL_UNUSED size_t tool_visible(const void *s, size_t size)
     return n == 2 && p[0] == 0xC2 && p[1] < 0xA0 ? 0 : n;
 }
 
+/* The first line that holds one form feed and nothing else: there a document ends. NULL = none.
+   line_start: the text begins a line; all: nothing follows the text.                           */
+static TOOL_UNUSED const char *tool_form_feed(const char *text, size_t size, bool line_start,
+                                              bool all)
+{
+    const char *feed = text;
+    size_t n;
+
+    for (; (feed = memchr(feed, '\f', size - (size_t)(feed - text))) != NULL; feed++) {
+        n = (size_t)(feed - text);
+        if ((n > 0 ? feed[-1] == '\n' : line_start) && (n + 1 < size ? feed[1] == '\n' : all))
+            break;
+    }
+    return feed;
+}
+
 /* A name from a file, made fit for a message: control characters and broken UTF-8 as \xNN (a name
    must not be able to drive the terminal), long names cut. Returns out.                        */
 #define TOOL_QUOTE 112

@@ -302,39 +302,21 @@ static int32_t *encode(const evaluation *e, const char *text, size_t size, size_
     return NULL;
 }
 
-/* Where the document that starts at `at` ends; *next is where the one after it starts. */
-static size_t document_end(const char *text, size_t size, size_t at, size_t *next)
-{
-    const char *feed = text + at;
-
-    while ((feed = memchr(feed, '\f', size - (size_t)(feed - text))) != NULL) {
-        size_t place = (size_t)(feed - text);
-        bool starts = place == at || text[place - 1] == '\n';
-        bool ends = place + 1 == size || text[place + 1] == '\n';
-        if (starts && ends) {
-            *next = place + 2 < size ? place + 2 : size;
-            return place;
-        }
-        feed++;
-    }
-    *next = size;
-    return size;
-}
-
 static bool score_text(evaluation *e, tool_error *err)
 {
     char *text;
-    size_t size, at, end, next;
+    size_t size, at, end;
     bool ok = tool_read_file(e->path, MAX_TEXT, &text, &size, err);
 
     if (ok && e->tokenizer == NULL)
         ok = tool_fail(err, "%.200s: the model holds no tokenizer to read a text with", e->path);
     if (ok && monet_tokenizer_bos(e->tokenizer) < 0)
         ok = tool_fail(err, "%.200s: the tokenizer has no BOS to start a text with", e->path);
-    for (at = 0; ok && at < size && !enough(e); at = next) {
+    for (at = 0; ok && at < size && !enough(e); at = end + 2) {
+        const char *feed = tool_form_feed(text + at, size - at, true, true);
         size_t n = 0;
         int32_t *tokens;
-        end = document_end(text, size, at, &next);
+        end = feed != NULL ? (size_t)(feed - text) : size;
         if (end == at) continue;
         tokens = encode(e, text + at, end - at, &n, err);
         ok = tokens != NULL && score_stream(e, tokens, n, err);

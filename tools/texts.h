@@ -220,25 +220,19 @@ static TOOL_UNUSED bool texts__piece(texts *t, tool_error *err)
 {
     const char *text, *feed;
     size_t n, have, end;
-    bool last, all, found = false;
+    bool last, all;
 
     if (!texts__fill(t, CORPUS_PIECE + 2, err)) return false;
     text = t->text + t->from;
     have = t->have - t->from;
     all = t->at == t->files[t->file].size;
-    end = have;
-    for (feed = text; !found && (feed = memchr(feed, '\f', have - (size_t)(feed - text))) != NULL;
-         feed++) {
-        n = (size_t)(feed - text);
-        found = (n > 0 ? text[n - 1] == '\n' : t->line_start) &&
-                (n + 1 < have ? text[n + 1] == '\n' : all);
-        if (found) end = n;
-    }
-    last = end <= CORPUS_PIECE && (found || all);
+    feed = tool_form_feed(text, have, t->line_start, all);
+    end = feed != NULL ? (size_t)(feed - text) : have;
+    last = end <= CORPUS_PIECE && (feed != NULL || all);
     n = last ? end : corpus_cut(text, CORPUS_PIECE);
     if ((n > 0 || t->inside) && !texts__encode(t, text, n, last, err)) return false;
     t->line_start = last || text[n - 1] == '\n';
-    if (last && found) n += n + 1 < have ? 2 : 1;
+    if (last && feed != NULL) n += n + 1 < have ? 2 : 1;
     texts__took(t, n);
     t->ended = all && n == have;
     return true;
