@@ -1,7 +1,7 @@
 /* explore_common.h: what the subcommands of tools/explore.c share: the model, names of experts and
    tokens, arguments, output, Ctrl-C.
 
-   Include it after monet.h. A subcommand is a function of this form (argv[0] is its name):
+   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0] is its name):
 
        static int explore_find(explore *e, int argc, char **argv)
        {
@@ -21,6 +21,7 @@
 
 #include "common.h"
 
+#include "corpus.h"
 #include "json.h"
 #include "run.h"
 
@@ -222,19 +223,13 @@ static TOOL_UNUSED bool explore_session_failed(const monet_session *session, too
 static TOOL_UNUSED int32_t *explore_encode(const explore *e, const char *text, size_t size,
                                            unsigned flags, size_t *n, tool_error *err)
 {
-    size_t count = size + 16;
-    monet_result result = MONET_ERROR_CAPACITY;
-    int tries;
+    int32_t *tokens = NULL;
+    size_t capacity = 0;
 
-    for (tries = 0; tries < 2 && result == MONET_ERROR_CAPACITY; tries++) {
-        int32_t *tokens = tool_alloc(count, sizeof *tokens, err);
-        if (tokens == NULL) return NULL;
-        result = monet_tokenizer_encode(e->tokenizer, text, size, flags, tokens, count, &count);
-        *n = count;
-        if (result == MONET_OK) return tokens;
-        free(tokens);
-    }
-    tool_fail(err, "the text cannot be encoded: %s", monet_result_name(result));
+    *n = 0;
+    if (corpus_encode(e->tokenizer, text, size, flags, &tokens, &capacity, n, err)) return tokens;
+    free(tokens);
+    tool_prefix(err, "the text");
     return NULL;
 }
 
