@@ -14,7 +14,8 @@
 #define TOKENS_MAX_TOP (1 << 20)
 
 typedef struct tokens_settings {
-    const char *text, *file, *edit, *expert, *group, *threshold;
+    const char *text, *file, *expert, *group, *threshold;
+    run_texts   edits;
     int64_t     top, context, layer; /* layer -1 = the first one of each group */
     bool        jsonl, gates, attribute;
 } tokens_settings;
@@ -24,7 +25,7 @@ typedef struct tokens_run {
     const tokens_settings *set;
     explore_output         out;
     monet_session         *session;
-    monet_edit            *edit;
+    run_edit               edit;
     int32_t               *tokens;
     size_t                 n_tokens;
     monet_expert          *best;      /* (top) */
@@ -131,7 +132,7 @@ static TOOL_UNUSED void tokens__put_head(tokens_run *r)
         tool_putf(out, "%sG%d = %s", g > 0 ? ", " : "", (int)g + 1,
                   explore_layers(r->e, layers, g));
     tool_putf(out, "; scores are 0 to %d%s\n", (int)r->e->arch->moe_heads,
-              r->edit != NULL ? "; ->: the weight after the edit" : "");
+              r->edit.edit != NULL ? "; ->: the weight after the edit" : "");
     tool_putf(out, "%5s  %-17s  %s %s  %s\n", "place", "token", "on", "active",
               "strongest experts: (i,j) score");
 }
@@ -463,19 +464,6 @@ static TOOL_UNUSED bool tokens__read_text(tokens_run *r, tool_error *err)
     return r->n_tokens > 0 || tool_fail(err, "the text holds no token");
 }
 
-static TOOL_UNUSED bool tokens__load_edit(tokens_run *r, tool_error *err)
-{
-    monet_error why = {{0}, MONET_OK};
-
-    if (r->set->edit == NULL) return true;
-    if (monet_edit_load(r->e->model, r->set->edit, &r->edit, &why) != MONET_OK) {
-        tool_fail(err, "%s", why.message);
-        return strstr(why.message, r->set->edit) != NULL ? false : tool_prefix(err, r->set->edit);
-    }
-    return monet_session_set_edit(r->session, r->edit) == MONET_OK ||
-           explore_session_failed(r->session, err);
-}
-
 static TOOL_UNUSED bool tokens__start(tokens_run *r, tool_error *err)
 {
     const tokens_settings *set = r->set;
@@ -496,7 +484,10 @@ static TOOL_UNUSED bool tokens__start(tokens_run *r, tool_error *err)
     r->best = tool_alloc((uint64_t)set->top, sizeof *r->best, err);
     if (set->expert != NULL) r->scores = tool_alloc(r->n_tokens, sizeof *r->scores, err);
     return r->best != NULL && (set->expert == NULL || r->scores != NULL) &&
-           explore_session(e, context, keep, &r->session, err) && tokens__load_edit(r, err) &&
+           explore_session(e, context, keep, &r->session, err) &&
+           run_edit_load(&r->edit, e->model, &set->edits, err) &&
+           (monet_session_set_edit(r->session, r->edit.edit) == MONET_OK ||
+            explore_session_failed(r->session, err)) &&
            explore_output_open(e, &r->out, err);
 }
 
@@ -511,7 +502,7 @@ static TOOL_UNUSED bool tokens__run(tokens_run *r, tool_error *err)
         ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
-    monet_edit_free(r->edit);
+    run_edit_free(&r->edit);
     free(r->tokens);
     free(r->best);
     free(r->parts);
@@ -528,7 +519,8 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         "the text is shown with the tokens marked that activate this one.",
         "  explore tokens examples/monet-4m.monet \"The price of bread rose\" --top 2\n"
         "  explore tokens examples/monet-4m.monet --file README.md --expert G1:E231"};
-    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", 3, 0, -1, false, false, false};
+    tokens_settings set = {NULL, NULL, NULL, NULL, "0.01", {{NULL}, 0}, 3, 0, -1, false, false,
+                           false};
     const run_option options[] = {
         {"file", RUN_TEXT, (void *)&set.file, 0, 0, "FILE", "read the text there"},
         {"top", RUN_WHOLE, &set.top, 1, TOKENS_MAX_TOP, "N", "strongest experts (default: 3)"},
@@ -540,7 +532,8 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         {"expert", RUN_TEXT, (void *)&set.expert, 0, 0, "G1:E231", "mark its tokens in the text"},
         {"attribute", RUN_FLAG, &set.attribute, 0, 0, NULL,
          "also what makes the logit of the next token"},
-        {"edit", RUN_TEXT, (void *)&set.edit, 0, 0, "FILE", "with this edit of experts"},
+        {"edit", RUN_TEXTS, &set.edits, 0, 0, "FILE",
+         "with this edit of experts; may be given several times"},
         {"jsonl", RUN_FLAG, &set.jsonl, 0, 0, NULL, "a JSON object a token"},
         {"gates", RUN_FLAG, &set.gates, 0, 0, NULL, "with --jsonl: the gates of each head"},
         {"context", RUN_WHOLE, &set.context, 1, INT32_MAX, "N",
