@@ -30,7 +30,7 @@
 #include <math.h>
 #include <pthread.h>
 
-#define STATS_ACTIVE 0.01 /* a score above it counts as active */
+#define STATS_ACTIVE 0.01 /* a score above it counts as active, as in the paper */
 
 typedef struct stats_config {
     int32_t  top, sample; /* tokens listed per expert; 0 = 20 */
