@@ -8618,8 +8618,10 @@ static uint64_t monet__fingerprint(const monet_model *model)
     uint8_t     bytes[MONET__ENTRY];
     monet__hash hash;
     monet__sink sink = {bytes, 0};
+    int32_t     fields[MONET__ARCH];
     monet__hash_begin(&hash);
-    monet__emit_arch(&sink, &model->arch);
+    memcpy(fields, &model->arch, sizeof fields);
+    monet__emit_ints(&sink, fields, MONET__ARCH);
     monet__hash_add(&hash, bytes, (size_t)sink.n);
     for (size_t k = 0; k < model->n_tensors; ++k) {
         sink.n = 0;
