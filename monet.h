@@ -1393,27 +1393,25 @@ static const char *monet__panel(const monet_tensor *t, int64_t k)
     return (const char *)t->data + (size_t)k * monet__panel_bytes(t);
 }
 
-MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
-{
-    size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
-    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
-    rows = monet__panel_rows(tensor);
-    p = r / (size_t)tensor->panel;
-    r %= (size_t)tensor->panel;
-    base = p * monet__panel_size(tensor) + c / MONET__GROUP * rows * MONET__GROUP;
-    c %= MONET__GROUP;
-    if (tensor->layout == MONET_PANELS)
-        return base + r * MONET__GROUP + (tensor->dtype == MONET_BF16 ? c : monet__split(c));
-    if (tensor->dtype == MONET_BF16) return base + r / 2 * 2 * MONET__GROUP + c * 2 + r % 2;
-    return base + r * MONET__GROUP + c;
-}
-
 /* Place of column k (0..31) of a group, from that of its column 0 on. */
 static size_t monet__in_group(const monet_tensor *t, size_t k)
 {
     if (t->layout == MONET_PANELS) return t->dtype == MONET_BF16 ? k : monet__split(k);
     return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? 2 * k : k;
+}
+
+MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
+{
+    size_t c = (size_t)column, r = (size_t)row, p;
+    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
+    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
+    p = r / (size_t)tensor->panel * monet__panel_size(tensor) +
+        c / MONET__GROUP * monet__panel_rows(tensor) * MONET__GROUP;
+    r %= (size_t)tensor->panel;
+    if (tensor->layout == MONET_SUMS && tensor->dtype == MONET_BF16) /* rows in pairs */
+        r = r / 2 * 2 * MONET__GROUP + r % 2;
+    else r *= MONET__GROUP;
+    return p + r + monet__in_group(tensor, c % MONET__GROUP);
 }
 
 /* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
@@ -2582,16 +2580,13 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     return &monet__scalar;
 }
 #undef MONET__DTYPES
-#undef MONET__INLINE
 #undef MONET__JOIN
 #undef MONET__KEEP
 #undef MONET__LITERAL
 #undef MONET__NAME
 #undef MONET__NEW
 #undef MONET__SELF
-#undef MONET__SIMD
 #undef MONET__TEXT
-#undef MONET__UNROLL
 #undef MONET__V
 
 /* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
@@ -2802,20 +2797,18 @@ static const monet__fast monet__fast_scalar = {
     "scalar", monet__round, monet__make_scalar, monet__step_scalar, NULL, NULL, monet__quantize,
     monet__dot_int8};
 
-#if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
-    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#if defined(MONET__SIMD) && defined(__x86_64__) &&                                                 \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define MONET__FAST_SIMD 1
-#define MONET__INLINE static inline __attribute__((always_inline))
-#define MONET__UNROLL _Pragma("GCC unroll 16")
 #define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
-#define MONET__VNNI __attribute__((target(MONET__ISA)))
+#define MONET__TARGET __attribute__((target(MONET__ISA)))
 #define MONET__BF16 __attribute__((target(MONET__ISA ",avx512bf16")))
 #define MONET__AMX __attribute__((target(MONET__ISA ",amx-tile,amx-bf16")))
 #define MONET__LOAD_128(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define MONET__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
 /* Even and odd columns, rounded to bf16, as 16 pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
+MONET__INLINE __m512i monet__pairs_512(__m512 even, __m512 odd)
 {
     __m512  x[2];
     __m512i u[2];
@@ -2831,8 +2824,8 @@ MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
 }
 
-static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
-                                          int parts)
+static MONET__TARGET void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
+                                           int parts)
 {
     for (size_t g = 0; g < groups; ++g) {
         __m512 even = _mm512_loadu_ps((const void *)(x + g * 32));
@@ -2848,8 +2841,7 @@ static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, siz
 }
 
 /* Row r of a group that is not bf16, as pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
-                                                 size_t r)
+MONET__INLINE __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows, size_t r)
 {
     size_t   bytes = monet__code_bytes(dtype);
     __m128i  nibble = _mm_set1_epi8(15), low, high;
@@ -2874,7 +2866,7 @@ MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype 
 }
 
 /* Turns 16 rows of pairs into a tile, 4 x 4 pairs at a time in each quarter of a register. */
-MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int n)
+MONET__INLINE void monet__turn_512(char *tile, const char *rows, int n)
 {
     const char *p[16];
     MONET__UNROLL for (int r = 0; r < 16; ++r) p[r] = rows + (r < n ? r : n - 1) * 64;
@@ -2896,8 +2888,8 @@ MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int
     }
 }
 
-static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dtype dtype,
-                                        int panel_rows, int first, int n)
+static MONET__TARGET void monet__make_512(char *tile, const char *group, monet_dtype dtype,
+                                          int panel_rows, int first, int n)
 {
     char rows[MONET__TILE];
     if (dtype == MONET_BF16) {
@@ -2911,7 +2903,7 @@ static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dty
 }
 
 /* 32 columns of 16 tokens side by side. */
-MONET__INLINE MONET__VNNI void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
+MONET__INLINE void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
 {
     MONET__UNROLL for (int t = 0; t < 16; ++t)
         _mm512_storeu_si512(tile + t * 64, _mm512_loadu_si512(x[t] + g * MONET__GROUP));
@@ -3006,7 +2998,7 @@ static MONET__AMX void monet__begin_amx(void)
 
 static MONET__AMX void monet__end_amx(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
-static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
+static MONET__TARGET void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
 {
     __m512i plain = _mm512_set1_epi32(0x7fffffff);
     for (; groups--; x += MONET__GROUP, ++out) {
@@ -3036,9 +3028,8 @@ static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real 
 
 /* n rows of a panel from r on, w its first group, in V vectors: one holds the codes of 4 rows of q4
    or of 2 of q8; the last may be short.                                                          */
-MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
-                                                int V, bool q4, size_t panel_rows,
-                                                size_t groups, const monet__codes *x)
+MONET__INLINE void monet__int8_rows(monet_real *out, const char *w, size_t r, int n, int V, bool q4,
+                                    size_t panel_rows, size_t groups, const monet__codes *x)
 {
     int       per = q4 ? 4 : 2;
     size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
@@ -3084,9 +3075,9 @@ MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, 
     for (int k = 0; k < n; ++k) out[k] = (monet_real)result[k];
 }
 
-static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
-                                            int panel_rows, int n_rows, size_t groups,
-                                            const monet__codes *x)
+static MONET__TARGET void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
+                                              int panel_rows, int n_rows, size_t groups,
+                                              const monet__codes *x)
 {
     size_t rows = (size_t)panel_rows, size = groups * rows * monet__row_bytes(dtype);
     bool   q4 = dtype == MONET_Q4;
@@ -3127,10 +3118,8 @@ static bool monet__has_amx(void)
     return false;
 #endif
 }
-#undef MONET__INLINE
-#undef MONET__UNROLL
 #undef MONET__ISA
-#undef MONET__VNNI
+#undef MONET__TARGET
 #undef MONET__BF16
 #undef MONET__AMX
 #undef MONET__LOAD_128
@@ -3161,6 +3150,9 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
 #endif
 }
 #undef MONET__FAST_SIMD
+#undef MONET__INLINE
+#undef MONET__SIMD
+#undef MONET__UNROLL
 
 MONET_API const char *monet_kernels_name(monet_kernels kernels)
 {
@@ -3261,7 +3253,6 @@ static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
 }
 
 /* ---- tokenizer: characters and tables -------------------------------------------------------- */
-
 /* Bytes of the UTF-8 character that the n > 0 bytes at s begin with: more than n if it is cut off,
    0 if there is no such character (overlong, a surrogate, beyond U+10FFFF).                      */
 static size_t monet__utf8_size(const char *s, size_t n)
@@ -3336,17 +3327,15 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t ha
     monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
     monet__tok_name *end = name + MONET__TOK_PROBES - 1;
     for (; name < end && name->id >= 0; ++name) {
-        const uint32_t *at = t->text_at + name->id;
-        monet_piece p = {t->text + at[0], (int32_t)(at[1] - at[0]), 0, 0};
+        monet_piece p;
         if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
-        if (!marks) p = monet__tok_piece(t, name->id);
+        p = marks ? monet__tok_plain_piece(t, name->id) : monet__tok_piece(t, name->id);
         if ((size_t)p.size == n && memcmp(p.bytes, s, n) == 0) break;
     }
     return name < end ? name : t->names + t->n_names + MONET__TOK_PROBES - 1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
-
 static const char monet__tok_hex[] = "0123456789ABCDEF";
 
 /* Names the piece by its number and bytes; what is not printable ASCII as \xHH. */
@@ -3422,7 +3411,6 @@ static monet_result monet__tok_check(monet_tokenizer *t, monet_error *err)
 }
 
 /* ---- tokenizer: building the indexes --------------------------------------------------------- */
-
 static void monet__tok_tables(monet_tokenizer *t, monet__arena *arena)
 {
     uint64_t n_pieces = (uint64_t)t->n_pieces;
@@ -3533,8 +3521,7 @@ static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet
                 monet__tok_is_id(t, m.result),
                 "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
                 rank, m.left, m.right, m.result, t->n_pieces);
-    left = monet__tok_piece(t, m.left);
-    right = monet__tok_piece(t, m.right);
+    left = monet__tok_piece(t, m.left), right = monet__tok_piece(t, m.right);
     whole = monet__tok_piece(t, m.result);
     if (whole.size != left.size + right.size ||
         memcmp(whole.bytes, left.bytes, (size_t)left.size) ||
@@ -3706,7 +3693,6 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 }
 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
-
 /* Each piece must be the result of a merge. Which bytes stand side by side? Which pieces are what
    their own text merges to? (Rarely not, when the pieces on the way go elsewhere first.)         */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
@@ -3751,7 +3737,6 @@ static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, mon
 }
 
 /* ---- tokenizer: encode and decode ------------------------------------------------------------ */
-
 /* The longest piece with one of the marks that starts here; -1 if none does. After a prefix only
    one that starts with this space. *size: how many bytes of the text it is.                      */
 static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
@@ -3902,12 +3887,6 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
     return MONET_OK;
 }
 
-/* The indexes' place in the model's arena. */
-static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
-{
-    t->pairs = (monet__tok_pair *)monet__take(arena, t->index_size, 1);
-}
-
 MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
                                                 monet_piece *pieces, monet_merge *merges,
                                                 int32_t *eos_ids, monet_tokenizer_data *out)
@@ -3983,19 +3962,14 @@ typedef struct monet__pool {
     bool            quit;
 } monet__pool;
 
-static void monet__relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
 /* Spins, for a while, until *value is zero or is not. */
 static bool monet__soon(int *value, bool zero)
 {
     for (int spin = 0; spin < 700; ++spin) {
         if ((__atomic_load_n(value, __ATOMIC_ACQUIRE) == 0) == zero) return true;
-        monet__relax();
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
     }
     return false;
 }
@@ -4210,11 +4184,7 @@ typedef struct monet__linear {
 
 static monet__input monet__input_of(const monet_real *x, size_t stride, int n)
 {
-    monet__input in;
-    memset(&in, 0, sizeof in);
-    in.x = x;
-    in.stride = stride;
-    in.n = n;
+    monet__input in = {n, x, stride, NULL, NULL, 0, 0, NULL, NULL, 0};
     return in;
 }
 
@@ -4308,12 +4278,7 @@ static void monet__linear_share(void *context, int item, int task)
 static void monet__linear_forward(monet__team *team, const monet__product *products,
                                   int n_products, const monet__input *in)
 {
-    monet__linear job;
-    job.kernels = team->kernels;
-    job.products = products;
-    job.n_products = n_products;
-    job.in = in;
-    job.n_shares = monet__shares(team);
+    monet__linear job = {team->kernels, products, in, n_products, monet__shares(team)};
     monet__each(team, job.n_shares, monet__linear_share, &job);
 }
 
@@ -5590,11 +5555,6 @@ static monet_result monet__io_fail(monet_error *err, const char *what, const cha
 }
 
 #if MONET__POSIX
-#ifndef O_CLOEXEC
-#define MONET__CLOEXEC 0
-#else
-#define MONET__CLOEXEC O_CLOEXEC
-#endif
 #if defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fsync(int fd); /* -std=c99 hides it */
 #endif
@@ -5604,7 +5564,10 @@ typedef int monet__file;
 static int monet__open(const char *path, int flags)
 {
     int file;
-    do file = open(path, flags | MONET__CLOEXEC, 0666);
+#ifdef O_CLOEXEC
+    flags |= O_CLOEXEC;
+#endif
+    do file = open(path, flags, 0666);
     while (file < 0 && errno == EINTR);
     return file;
 }
@@ -5951,7 +5914,9 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
     model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
     model->metadata = (monet_metadata *)monet__take(&arena, model->n_metadata,
                                                     sizeof(monet_metadata));
-    if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
+    if (model->has_tokenizer) /* its indexes */
+        model->tokenizer.pairs = (monet__tok_pair *)monet__take(&arena, model->tokenizer.index_size,
+                                                                1);
     return arena.overflow ? UINT64_MAX : arena.used;
 }
 
@@ -6209,13 +6174,6 @@ static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
     while (count--) monet__emit(s, *words++, 8);
 }
 
-static void monet__emit_arch(monet__sink *s, const monet_arch *a)
-{
-    int32_t fields[MONET__ARCH];
-    memcpy(fields, a, sizeof fields);
-    monet__emit_ints(s, fields, MONET__ARCH);
-}
-
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
     const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
@@ -6299,7 +6257,9 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
         } else if (kind == MONET__S_MOMENTS) {
             s->n += raw[kind].size;
         } else if (kind == MONET__S_ARCH) {
-            monet__emit_arch(s, c->arch);
+            int32_t fields[MONET__ARCH];
+            memcpy(fields, c->arch, sizeof fields);
+            monet__emit_ints(s, fields, MONET__ARCH);
         } else {
             monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
             if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
@@ -6622,7 +6582,6 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     }
     return MONET_OK;
 }
-
 
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
@@ -8659,8 +8618,10 @@ static uint64_t monet__fingerprint(const monet_model *model)
     uint8_t     bytes[MONET__ENTRY];
     monet__hash hash;
     monet__sink sink = {bytes, 0};
+    int32_t     fields[MONET__ARCH];
     monet__hash_begin(&hash);
-    monet__emit_arch(&sink, &model->arch);
+    memcpy(fields, &model->arch, sizeof fields);
+    monet__emit_ints(&sink, fields, MONET__ARCH);
     monet__hash_add(&hash, bytes, (size_t)sink.n);
     for (size_t k = 0; k < model->n_tensors; ++k) {
         sink.n = 0;
@@ -9258,8 +9219,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     uint64_t H2 = 2 * (uint64_t)a->moe_heads, R = (uint64_t)t->n_routers;
     uint64_t angles = (uint64_t)t->T * (uint64_t)(t->D / 2), tasks = (uint64_t)t->team.n;
     size_t   n_tensors = monet__count_tensors(a);
-    monet__arena arena;
-    arena.base = base, arena.used = sizeof *t, arena.overflow = false;
+    monet__arena arena = {base, sizeof *t, false};
 #define MONET__REALS(count) (monet_real *)monet__take(&arena, count, r)
 #define MONET__DOUBLES(count) (double *)monet__take(&arena, count, sizeof(double))
     t->grads = MONET__REALS(t->n);
@@ -9884,23 +9844,12 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     monet__linear_backward(&t->team, &job);
 }
 
-static void monet__from_split(monet_real *out, const monet_real *x, size_t n)
-{
-    size_t whole = n / MONET__GROUP * MONET__GROUP;
-    for (size_t k = 0; k < whole; k += MONET__GROUP)
-        for (size_t l = 0; l < MONET__LANES; ++l) {
-            out[k + 2 * l] = x[k + l];
-            out[k + 2 * l + 1] = x[k + MONET__LANES + l];
-        }
-    for (size_t k = whole; k < n; ++k) out[k] = x[monet__split(k)];
-}
-
 /* dsplit to dx; then h is dout * x. */
 static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
     const monet_real *weight = (const monet_real *)t->norm->data, *x = t->norm_in + token * t->C;
     monet_real       *h = t->h + token * t->C;
-    monet__from_split(h, t->dsplit + token * t->stride, t->C);
+    for (size_t c = 0; c < t->C; ++c) h[c] = t->dsplit[token * t->stride + monet__split(c)];
     t->rstd[token] = monet__rmsnorm_backward(t->dx + token * t->C, h, x, weight, (int)t->C,
                                              (monet_real)t->model->arch.norm_eps);
     for (size_t c = 0; c < t->C; ++c) h[c] *= x[c];
@@ -10359,7 +10308,6 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
 #undef MONET__BIG_ENDIAN
-#undef MONET__CLOEXEC
 #undef MONET__GROUP
 #undef MONET__LANES
 #undef MONET__NEED

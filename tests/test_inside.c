@@ -756,8 +756,8 @@ static void shallow(const monet_model *m)
 static void seal(tiny_file *f)
 {
     if (f->size < 72) return;
-    tiny_put(f, 56, 8, monet__hash_of(f->data + 72, f->size - 72));
-    tiny_put(f, 64, 8, monet__hash_of(f->data, 64));
+    tiny_put(f, 56, 8, tiny_xxh64(f->data + 72, f->size - 72));
+    tiny_put(f, 64, 8, tiny_xxh64(f->data, 64));
 }
 
 static monet_session *target; /* holds other tokens, and must keep them */

@@ -1124,24 +1124,19 @@ static void print_subject(const subject *s)
 
 /* ---- CSV ------------------------------------------------------------------------------------- */
 
-static void csv_name(tool_buffer *csv, const char *name)
-{
-    tool_put(csv, "\"", 1);
-    for (; *name != '\0'; name++) tool_put(csv, *name == '"' ? "\"\"" : name, *name == '"' ? 2 : 1);
-    tool_put(csv, "\"", 1);
-}
-
 static void csv_figure(tool_buffer *csv, const bench *b, const figure *f)
 {
     static const char *const tasks[] = {"prompt", "decode", "training"};
     size_t best = best_run(f);
+    const char *name;
     char who[64];
     double share;
     bool moved;
 
     if (f->n_done == 0) return;
     limit_of(f, &share, &moved);
-    csv_name(csv, figure_name(f, who));
+    name = figure_name(f, who);
+    tool_put_csv(csv, name, strlen(name));
     tool_putf(csv, ",%s,%s,%s,%d,%s,%d,%d", dtype_names[f->s->dtype],
               monet_kernels_name(f->kernels), mode_name(f), f->threads, tasks[f->task], (int)f->n,
               f->task == TASK_DECODE ? (int)b->set.at : 0);
@@ -1162,7 +1157,7 @@ static void csv_start(tool_buffer *csv, const bench *b, const subject *s)
     best[3] = middle[3] = (double)s->file_size;
     best[4] = middle[4] = (double)s->session;
     for (k = 0; k < 5 && s->n_starts > 0; k++) {
-        csv_name(csv, s->label);
+        tool_put_csv(csv, s->label, strlen(s->label));
         tool_putf(csv, ",%s,%s,%s,%d,%s,0,0,%.9g,%.9g,%s,,,,,,\n", dtype_names[s->dtype],
                   monet_kernels_name(b->set.kernels[0]), mode_names[b->set.modes[0]],
                   b->max_threads, tasks[k], best[k], middle[k], k < 2 ? "seconds" : "bytes");
@@ -1174,17 +1169,13 @@ static bool write_csv(const bench *b, tool_error *err)
     static const char header[] = "model,dtype,kernels,mode,threads,task,tokens,at,best,median,unit,"
                                  "needs,limit,before,after,share,moved\n";
     tool_buffer csv = {NULL, 0, 0, false};
-    tool_output output;
     size_t k;
     bool ok;
 
     tool_put(&csv, header, sizeof header - 1);
     for (k = 0; k < b->n_figures; k++) csv_figure(&csv, b, &b->figures[k]);
     for (k = 0; k < b->n_files; k++) csv_start(&csv, b, &b->subjects[k]);
-    if (csv.failed) return tool_fail(err, "%.300s: out of memory", b->set.csv);
-    ok = tool_output_open(&output, b->set.csv, err) &&
-         tool_output_write(&output, csv.data, csv.size, err) && tool_output_commit(&output, err);
-    if (!ok) tool_output_abandon(&output);
+    ok = tool_write_file(b->set.csv, &csv, err);
     tool_buffer_free(&csv);
     return ok;
 }
@@ -1194,7 +1185,7 @@ static bool write_csv(const bench *b, tool_error *err)
 /* "folder/name.monet" is called "name". */
 static void make_label(subject *s)
 {
-    const char *slash = strrchr(s->path, '/'), *name = slash != NULL ? slash + 1 : s->path;
+    const char *name = tool_base_name(s->path);
     size_t size = strlen(name);
 
     if (size > 6 && strcmp(name + size - 6, ".monet") == 0) size -= 6;

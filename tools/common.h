@@ -178,6 +178,14 @@ static TOOL_UNUSED char *tool_join(const char *folder, const char *name, tool_er
     return path;
 }
 
+/* What stands behind the last slash. */
+static TOOL_UNUSED const char *tool_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash != NULL ? slash + 1 : path;
+}
+
 /* Text that grows. A failure is remembered in `failed`, to be looked at once, at the end. */
 typedef struct tool_buffer {
     char  *data; /* ends with a NUL that is not counted; NULL while empty */
@@ -214,6 +222,17 @@ static TOOL_UNUSED void tool_putf(tool_buffer *buffer, const char *format, ...)
         buffer->failed = true;
     else
         tool_put(buffer, text, (size_t)size);
+}
+
+/* A CSV field in quotes, as RFC 4180 says. */
+static TOOL_UNUSED void tool_put_csv(tool_buffer *buffer, const char *bytes, size_t size)
+{
+    size_t k;
+
+    tool_put(buffer, "\"", 1);
+    for (k = 0; k < size; k++)
+        tool_put(buffer, bytes[k] == '"' ? "\"\"" : bytes + k, bytes[k] == '"' ? 2 : 1);
+    tool_put(buffer, "\"", 1);
 }
 
 static TOOL_UNUSED void tool_buffer_free(tool_buffer *buffer)
@@ -256,6 +275,33 @@ static TOOL_UNUSED bool tool_is_utf8(const void *bytes, size_t size)
     return true;
 }
 
+/* Bytes of the character at s, or 0 if it must not reach a terminal: a control character, or bytes
+   that are no character at all.                                                                */
+static TOOL_UNUSED size_t tool_visible(const void *s, size_t size)
+{
+    const unsigned char *p = s;
+    size_t n = tool_utf8(s, size);
+
+    if (n == 1 && (p[0] < 0x20 || p[0] == 0x7F)) return 0;
+    return n == 2 && p[0] == 0xC2 && p[1] < 0xA0 ? 0 : n;
+}
+
+/* The first line that holds one form feed and nothing else: there a document ends. NULL = none.
+   line_start: the text begins a line; all: nothing follows the text.                           */
+static TOOL_UNUSED const char *tool_form_feed(const char *text, size_t size, bool line_start,
+                                              bool all)
+{
+    const char *feed = text;
+    size_t n;
+
+    for (; (feed = memchr(feed, '\f', size - (size_t)(feed - text))) != NULL; feed++) {
+        n = (size_t)(feed - text);
+        if ((n > 0 ? feed[-1] == '\n' : line_start) && (n + 1 < size ? feed[1] == '\n' : all))
+            break;
+    }
+    return feed;
+}
+
 /* A name from a file, made fit for a message: control characters and broken UTF-8 as \xNN (a name
    must not be able to drive the terminal), long names cut. Returns out.                        */
 #define TOOL_QUOTE 112
@@ -265,10 +311,8 @@ static TOOL_UNUSED const char *tool_quote(char out[TOOL_QUOTE], const void *byte
     size_t used = 0, at = 0;
 
     while (at < size && used < TOOL_QUOTE - 12) {
-        size_t length = tool_utf8(p + at, size - at);
-        bool control = length == 1 && (p[at] < 0x20 || p[at] == 0x7F);
-        bool c1 = length == 2 && p[at] == 0xC2 && p[at + 1] < 0xA0;
-        if (length == 0 || control || c1) {
+        size_t length = tool_visible(p + at, size - at);
+        if (length == 0) {
             used += (size_t)snprintf(out + used, 5, "\\x%02X", p[at++]);
         } else {
             memcpy(out + used, p + at, length);
@@ -904,6 +948,20 @@ static TOOL_UNUSED bool tool_output_commit(tool_output *output, tool_error *err)
     if (!tool__sync_folder(output->path))
         ok = tool_fail(err, "%s: written, but its folder could not be synced", output->path);
     tool__output_free(output);
+    return ok;
+}
+
+/* The text becomes the whole file, in one step. */
+static TOOL_UNUSED bool tool_write_file(const char *path, const tool_buffer *text, tool_error *err)
+{
+    tool_output output;
+    bool ok;
+
+    if (text->failed) return tool_fail(err, "%.300s: out of memory", path);
+    ok = tool_output_open(&output, path, err) &&
+         tool_output_write(&output, text->data, text->size, err) &&
+         tool_output_commit(&output, err);
+    if (!ok) tool_output_abandon(&output);
     return ok;
 }
 

@@ -125,13 +125,6 @@ static bool refuse_same(const char *in, const char *out, tool_error *err)
     return tool_fail(err, "%s: is the input as well; choose another name for the output", out);
 }
 
-static const char *file_name_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash == NULL ? path : slash + 1;
-}
-
 /* ---- dtypes: what the tensors are written as -------------------------------------------------
    --dtype q8 and q4 are for attention, experts and lm_head, which are most of what a token reads.
    Routers stay wide: they decide which experts are used at all. So do expert biases, which have no
@@ -1659,7 +1652,7 @@ static bool check_identifier(const char *name, tool_error *err)
 
 static bool make_array(const char *path, const char *out, const char *name, tool_error *err)
 {
-    const char *source = file_name_of(path);
+    const char *source = tool_base_name(path);
     monet_model *model;
     struct stat status;
     tool_output output;

@@ -150,7 +150,7 @@ static TOOL_UNUSED bool corpus__names(const char *path, char ***names, size_t *n
 static TOOL_UNUSED bool corpus__add(corpus_files *files, const corpus_config *config,
                                     const char *path, bool valid, int depth, tool_error *err)
 {
-    const char *name = strrchr(path, '/');
+    const char *name = tool_base_name(path);
     struct stat status;
     char **names;
     size_t n, i;
@@ -158,7 +158,6 @@ static TOOL_UNUSED bool corpus__add(corpus_files *files, const corpus_config *co
 
     if (stat(path, &status) != 0)
         return depth > 0 || tool_fail(err, "%.300s: %s", path, strerror(errno));
-    name = name != NULL ? name + 1 : path;
     if (!S_ISDIR(status.st_mode)) {
         bool for_valid = config->valid_match != NULL && fnmatch(config->valid_match, name, 0) == 0;
         bool for_train = config->train_match == NULL || fnmatch(config->train_match, name, 0) == 0;

@@ -77,15 +77,6 @@ typedef struct evaluation {
 
 /* ---- comparing two models -------------------------------------------------------------------- */
 
-static int32_t likeliest(const monet_real *logits, int32_t n)
-{
-    int32_t i, best = 0;
-
-    for (i = 1; i < n; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
-}
-
 static void compare_logits(evaluation *e, const monet_real *a, const monet_real *b)
 {
     const int32_t n = e->arch->vocab_size;
@@ -98,7 +89,7 @@ static void compare_logits(evaluation *e, const monet_real *a, const monet_real 
         if (difference > e->max_difference) e->max_difference = difference;
     }
     e->sum_difference += sum / n;
-    e->now.same += likeliest(a, n) == likeliest(b, n);
+    e->now.same += run_likeliest(a, n) == run_likeliest(b, n);
 }
 
 /* Numbers that are in both ascending lists, into `out`. */
@@ -116,17 +107,7 @@ static int32_t common_numbers(const uint16_t *a, int32_t n_a, const uint16_t *b,
     return n;
 }
 
-/* Score of expert (i,j), and the sum of all scores. */
-static double score_of(const monet_routing *r, int32_t i, int32_t j)
-{
-    double sum = 0;
-    int32_t h;
-
-    for (h = 0; h < r->n_heads; h++)
-        sum += (double)r->g1[h * r->n_experts + i] * (double)r->g2[h * r->n_experts + j];
-    return sum;
-}
-
+/* The sum of the scores of all experts. */
 static double all_scores(const monet_routing *r)
 {
     double all = 0;
@@ -154,7 +135,7 @@ static void compare_routing(routing_agreement *sum, const monet_routing *a, cons
     sum->either[1] += (uint64_t)(a->n_j + b->n_j - n_j);
     for (x = 0; x < n_i; x++)
         for (y = 0; y < n_j; y++) {
-            const double one = score_of(a, i[x], j[y]), two = score_of(b, i[x], j[y]);
+            const double one = run_score(a, i[x], j[y]), two = run_score(b, i[x], j[y]);
             sum->common += one < two ? one : two;
         }
     sum->scores += (all_scores(a) + all_scores(b)) / 2;
@@ -321,39 +302,21 @@ static int32_t *encode(const evaluation *e, const char *text, size_t size, size_
     return NULL;
 }
 
-/* Where the document that starts at `at` ends; *next is where the one after it starts. */
-static size_t document_end(const char *text, size_t size, size_t at, size_t *next)
-{
-    const char *feed = text + at;
-
-    while ((feed = memchr(feed, '\f', size - (size_t)(feed - text))) != NULL) {
-        size_t place = (size_t)(feed - text);
-        bool starts = place == at || text[place - 1] == '\n';
-        bool ends = place + 1 == size || text[place + 1] == '\n';
-        if (starts && ends) {
-            *next = place + 2 < size ? place + 2 : size;
-            return place;
-        }
-        feed++;
-    }
-    *next = size;
-    return size;
-}
-
 static bool score_text(evaluation *e, tool_error *err)
 {
     char *text;
-    size_t size, at, end, next;
+    size_t size, at, end;
     bool ok = tool_read_file(e->path, MAX_TEXT, &text, &size, err);
 
     if (ok && e->tokenizer == NULL)
         ok = tool_fail(err, "%.200s: the model holds no tokenizer to read a text with", e->path);
     if (ok && monet_tokenizer_bos(e->tokenizer) < 0)
         ok = tool_fail(err, "%.200s: the tokenizer has no BOS to start a text with", e->path);
-    for (at = 0; ok && at < size && !enough(e); at = next) {
+    for (at = 0; ok && at < size && !enough(e); at = end + 2) {
+        const char *feed = tool_form_feed(text + at, size - at, true, true);
         size_t n = 0;
         int32_t *tokens;
-        end = document_end(text, size, at, &next);
+        end = feed != NULL ? (size_t)(feed - text) : size;
         if (end == at) continue;
         tokens = encode(e, text + at, end - at, &n, err);
         ok = tokens != NULL && score_stream(e, tokens, n, err);
@@ -476,14 +439,12 @@ static void print_score(const char *name, const score *s)
     fflush(stdout);
 }
 
-/* A name with a comma or a quote is put in quotes, as RFC 4180 says. */
 static void put_csv(tool_buffer *csv, const char *name, const score *s, bool compares)
 {
     double nats = per(s->nats, (double)s->tokens);
 
-    tool_put(csv, "\"", 1);
-    for (; *name != '\0'; name++) tool_put(csv, *name == '"' ? "\"\"" : name, *name == '"' ? 2 : 1);
-    tool_putf(csv, "\",%llu,%llu,%.6f,%.4f,", (unsigned long long)s->tokens,
+    tool_put_csv(csv, name, strlen(name));
+    tool_putf(csv, ",%llu,%llu,%.6f,%.4f,", (unsigned long long)s->tokens,
               (unsigned long long)s->bytes, nats, exp(nats));
     if (s->has_bytes && s->bytes > 0)
         tool_putf(csv, "%.6f", s->nats / log(2.0) / (double)s->bytes);
@@ -493,18 +454,6 @@ static void put_csv(tool_buffer *csv, const char *name, const score *s, bool com
                   100 * (s->nats / s->other_nats - 1),
                   100 * per((double)s->same, (double)s->tokens));
     tool_putf(csv, "\n");
-}
-
-static bool write_csv(const char *path, const tool_buffer *csv, tool_error *err)
-{
-    tool_output output;
-    bool ok;
-
-    if (csv->failed) return tool_fail(err, "%.300s: out of memory", path);
-    ok = tool_output_open(&output, path, err) &&
-         tool_output_write(&output, csv->data, csv->size, err) && tool_output_commit(&output, err);
-    if (!ok) tool_output_abandon(&output);
-    return ok;
 }
 
 /* Every file in turn; the first one that fails ends it. */
@@ -537,7 +486,7 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
         put_csv(&csv, "total", &total, compares);
     }
     if (ok && compares) print_agreement(e, &total);
-    if (ok && e->set.csv != NULL) ok = write_csv(e->set.csv, &csv, err);
+    if (ok && e->set.csv != NULL) ok = tool_write_file(e->set.csv, &csv, err);
     tool_buffer_free(&csv);
     if (ok && (ferror(stdout) || fflush(stdout) != 0))
         ok = tool_fail(err, "cannot write the table: %s", strerror(errno));

@@ -1,7 +1,7 @@
 /* explore_common.h: what the subcommands of tools/explore.c share: the model, names of experts and
    tokens, arguments, output, Ctrl-C.
 
-   Include it after monet.h. A subcommand is a function of this form (argv[0] is its name):
+   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0] is its name):
 
        static int explore_find(explore *e, int argc, char **argv)
        {
@@ -21,13 +21,13 @@
 
 #include "common.h"
 
+#include "corpus.h"
 #include "json.h"
 #include "run.h"
 
 enum { EXPLORE_DONE = 0, EXPLORE_FAILED = 1, EXPLORE_USAGE = 2, EXPLORE_INTERRUPTED = 130,
        EXPLORE_PIPE_CLOSED = 141 }; /* exit codes */
 
-#define EXPLORE_ACTIVE 0.01f      /* a score above it counts as activated, as in the paper */
 #define EXPLORE_MAX_FILES 4096     /* arguments of a subcommand */
 #define EXPLORE_MAX_TEXT (1 << 26) /* bytes of a text that is read whole */
 
@@ -223,19 +223,13 @@ static TOOL_UNUSED bool explore_session_failed(const monet_session *session, too
 static TOOL_UNUSED int32_t *explore_encode(const explore *e, const char *text, size_t size,
                                            unsigned flags, size_t *n, tool_error *err)
 {
-    size_t count = size + 16;
-    monet_result result = MONET_ERROR_CAPACITY;
-    int tries;
+    int32_t *tokens = NULL;
+    size_t capacity = 0;
 
-    for (tries = 0; tries < 2 && result == MONET_ERROR_CAPACITY; tries++) {
-        int32_t *tokens = tool_alloc(count, sizeof *tokens, err);
-        if (tokens == NULL) return NULL;
-        result = monet_tokenizer_encode(e->tokenizer, text, size, flags, tokens, count, &count);
-        *n = count;
-        if (result == MONET_OK) return tokens;
-        free(tokens);
-    }
-    tool_fail(err, "the text cannot be encoded: %s", monet_result_name(result));
+    *n = 0;
+    if (corpus_encode(e->tokenizer, text, size, flags, &tokens, &capacity, n, err)) return tokens;
+    free(tokens);
+    tool_prefix(err, "the text");
     return NULL;
 }
 
@@ -375,14 +369,12 @@ static TOOL_UNUSED void explore_put_safe(tool_buffer *out, const char *bytes, si
     size_t at, n;
 
     for (at = 0; at < size; at += n > 0 ? n : 1) {
-        n = tool_utf8(p + at, size - at);
-        if (n == 1 && p[at] == '\n') tool_put(out, "\\n", 2);
-        else if (n == 1 && p[at] == '\t') tool_put(out, "\\t", 2);
-        else if (n == 1 && quote != 0 && (p[at] == (unsigned char)quote || p[at] == '\\'))
+        n = tool_visible(p + at, size - at);
+        if (p[at] == '\n') tool_put(out, "\\n", 2);
+        else if (p[at] == '\t') tool_put(out, "\\t", 2);
+        else if (quote != 0 && (p[at] == (unsigned char)quote || p[at] == '\\'))
             tool_putf(out, "\\%c", p[at]);
-        else if (n == 0 || p[at] < 0x20 || p[at] == 0x7F) tool_putf(out, "\\x%02X", p[at]);
-        else if (n == 2 && p[at] == 0xC2 && p[at + 1] < 0xA0)
-            tool_putf(out, "\\x%02X\\x%02X", p[at], p[at + 1]);
+        else if (n == 0) tool_putf(out, "\\x%02X", p[at]);
         else tool_put(out, p + at, n);
     }
 }
@@ -454,16 +446,7 @@ static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, do
     else tool_putf(out, "\"%s\":null", key);
 }
 
-/* A CSV field in quotes, as RFC 4180 says. */
-static TOOL_UNUSED void explore_put_csv(tool_buffer *out, const char *bytes, size_t size)
-{
-    size_t k;
-
-    tool_put(out, "\"", 1);
-    for (k = 0; k < size; k++)
-        tool_put(out, bytes[k] == '"' ? "\"\"" : bytes + k, bytes[k] == '"' ? 2 : 1);
-    tool_put(out, "\"", 1);
-}
+#define explore_put_csv tool_put_csv
 
 /* ---- explore: the largest of many ------------------------------------------------------------ */
 

@@ -304,7 +304,7 @@ static TOOL_UNUSED void expert__put_joined(expert_run *r, const int32_t *tokens,
 
     explore_put_tokens(r->e, &text, tokens, n);
     bytes = text.size > 0 ? text.data : "";
-    if (csv) explore_put_csv(&r->out.text, bytes, text.size);
+    if (csv) tool_put_csv(&r->out.text, bytes, text.size);
     else explore_put_json(&r->out.text, bytes, text.size);
     r->out.text.failed = r->out.text.failed || text.failed;
     tool_buffer_free(&text);
@@ -437,7 +437,7 @@ static TOOL_UNUSED void expert__put_csv(expert_run *r, const char *list_name,
         tool_putf(out, "%d,%lld,%d,%d,%s,%zu,%.6g,", (int)r->group + 1,
                   (long long)explore_id(r->e, r->i, r->j), (int)r->i, (int)r->j, list_name, k + 1,
                   (double)x->score);
-        explore_put_csv(out, label, strlen(label));
+        tool_put_csv(out, label, strlen(label));
         tool_putf(out, ",%llu,%lld,%d,", (unsigned long long)x->document, (long long)x->position,
                   (int)x->tokens[x->n_before]);
         expert__put_joined(r, x->tokens, x->n_before, true);

@@ -130,21 +130,15 @@ static TOOL_UNUSED bool find__score(find_run *r, int32_t group, int32_t i, int32
 
 /* ---- find: a text ---------------------------------------------------------------------------- */
 
-static TOOL_UNUSED bool find__add_routing(find_run *r, const monet_routing *x)
+static TOOL_UNUSED void find__add_routing(find_run *r, const monet_routing *x)
 {
     const size_t N = (size_t)x->n_experts;
     double *sums = r->sums + (size_t)x->group * N * N;
     int a, b;
-    size_t h;
 
     for (a = 0; a < x->n_i; a++)
-        for (b = 0; b < x->n_j; b++) {
-            double score = 0;
-            for (h = 0; h < (size_t)x->n_heads; h++)
-                score += (double)x->g1[h * N + x->i[a]] * (double)x->g2[h * N + x->j[b]];
-            sums[x->i[a] * N + x->j[b]] += score;
-        }
-    return true;
+        for (b = 0; b < x->n_j; b++)
+            sums[x->i[a] * N + x->j[b]] += run_score(x, x->i[a], x->j[b]);
 }
 
 /* Sums the scores of all experts over the text, BOS left out as in the statistics. */
@@ -169,10 +163,12 @@ static TOOL_UNUSED bool find__read_text(find_run *r, tool_error *err)
     if (ok && monet_session_eval(session, tokens, n) != MONET_OK)
         ok = explore_session_failed(session, err);
     for (k = first; ok && k < n; k++)
-        for (g = 0; ok && g < r->e->n_groups; g++)
-            ok = (monet_session_routing(session, (int32_t)k, explore_first_layer(r->e, g),
-                                        &routing) == MONET_OK && find__add_routing(r, &routing)) ||
-                 explore_session_failed(session, err);
+        for (g = 0; ok && g < r->e->n_groups; g++) {
+            ok = monet_session_routing(session, (int32_t)k, explore_first_layer(r->e, g),
+                                       &routing) == MONET_OK;
+            if (ok) find__add_routing(r, &routing);
+            else explore_session_failed(session, err);
+        }
     r->n_like = n - first;
     monet_session_free(session);
     free(tokens);
@@ -264,7 +260,7 @@ static TOOL_UNUSED void find__put_csv(find_run *r, const find_ranking *q, int32_
         if (k > 0) tool_put(&words, " ", 1);
         explore_put_token(r->e, &words, tokens[k]);
     }
-    explore_put_csv(out, words.size > 0 ? words.data : "", words.size);
+    tool_put_csv(out, words.size > 0 ? words.data : "", words.size);
     tool_put(out, "\n", 1);
     out->failed = out->failed || words.failed;
     tool_buffer_free(&words);

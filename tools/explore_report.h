@@ -492,7 +492,7 @@ static bool page_put_routing(page *p, const monet_session *session, int32_t grou
         page_put_gates(out, r.g2 + (size_t)h * (size_t)r.n_experts, r.j, r.n_j);
     }
     tool_put(out, "\"", 1);
-    n = monet_routing_experts(&r, EXPLORE_ACTIVE, strongest, PAGE_STRONGEST);
+    n = monet_routing_experts(&r, (float)STATS_ACTIVE, strongest, PAGE_STRONGEST);
     for (k = 0; k < n && k < PAGE_STRONGEST; k++)
         p->in_text[(size_t)group * page_group_size(p) +
                    (size_t)explore_id(p->e, strongest[k].i, strongest[k].j)] = 1;
@@ -570,13 +570,6 @@ static void page_put_lines(tool_buffer *out, const char *const *lines, size_t n)
     for (k = 0; k < n; k++) tool_put(out, lines[k], strlen(lines[k]));
 }
 
-static const char *page_base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash != NULL ? slash + 1 : path;
-}
-
 static void page_put_facts(page *p)
 {
     tool_buffer *out = &p->out.text;
@@ -585,8 +578,8 @@ static void page_put_facts(page *p)
     size_t k;
     int32_t g;
 
-    page_put_text(out, "title", p->title != NULL ? p->title : page_base_name(p->model_path));
-    page_put_text(out, "model", page_base_name(p->model_path));
+    page_put_text(out, "title", p->title != NULL ? p->title : tool_base_name(p->model_path));
+    page_put_text(out, "model", tool_base_name(p->model_path));
     page_put_key(out, "shape");
     tool_putf(out, "\"%d layers of %d, %d router%s of %d \\u00d7 %d experts, %d heads, %s\"",
               (int)a->n_layers, (int)a->dim, (int)p->s.n_groups, p->s.n_groups == 1 ? "" : "s",

@@ -112,7 +112,7 @@ static TOOL_UNUSED bool pass__open_texts(stats_pass *p, const char **paths, size
 
 static TOOL_UNUSED bool pass__resume(stats_pass *p, const stats_config *config, tool_error *err)
 {
-    if (!stats_load(&p->s, p->e->model, p->e->out, err)) return false;
+    if (!stats_load_limited(&p->s, p->e->model, p->e->out, config->max_bytes, err)) return false;
     if (p->s.pass != p->t.hash)
         return tool_fail(err, "%.300s: was made from other texts or with other options: --resume "
                          "goes on with the same only", p->e->out);
@@ -121,7 +121,6 @@ static TOOL_UNUSED bool pass__resume(stats_pass *p, const stats_config *config, 
         return tool_fail(err, "%.300s: was made with --top %d --sample %d --context %d", p->e->out,
                          (int)p->s.config.top, (int)p->s.config.sample, (int)p->s.config.context);
     p->s.config.n_threads = config->n_threads;
-    p->s.config.max_bytes = config->max_bytes;
     return texts_seek(&p->t, p->s.windows, err);
 }
 
@@ -242,12 +241,13 @@ static TOOL_UNUSED bool pass__run(stats_pass *p, const char **paths, size_t n, t
 static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, size_t n,
                                            tool_error *err)
 {
+    const uint64_t most = (uint64_t)p->set->memory << 20;
     stats other;
     size_t k;
-    bool ok = stats_load(&p->s, p->e->model, paths[0], err);
+    bool ok = stats_load_limited(&p->s, p->e->model, paths[0], most, err);
 
     for (k = 1; ok && k < n; k++) {
-        ok = stats_load(&other, p->e->model, paths[k], err);
+        ok = stats_load_limited(&other, p->e->model, paths[k], most, err);
         if (!ok) break;
         ok = stats_merge(&p->s, &other, err) || tool_prefix(err, paths[k]);
         stats_free(&other);

@@ -6,6 +6,7 @@
 #define TOOL_EXPLORE_TOKENS_H
 
 #include "explore_common.h"
+#include "stats.h"
 
 #include <math.h>
 
@@ -13,7 +14,8 @@
 #define TOKENS_MAX_TOP (1 << 20)
 
 typedef struct tokens_settings {
-    const char *text, *file, *edit, *expert, *group, *threshold;
+    const char *text, *file, *expert, *group, *threshold;
+    run_texts   edits;
     int64_t     top, context, layer; /* layer -1 = the first one of each group */
     bool        jsonl, gates, attribute;
 } tokens_settings;
@@ -23,7 +25,7 @@ typedef struct tokens_run {
     const tokens_settings *set;
     explore_output         out;
     monet_session         *session;
-    monet_edit            *edit;
+    run_edit               edit;
     int32_t               *tokens;
     size_t                 n_tokens;
     monet_expert          *best;      /* (top) */
@@ -35,20 +37,6 @@ typedef struct tokens_run {
     bool                   color;
 } tokens_run;
 
-/* ---- tokens: scores -------------------------------------------------------------------------- */
-
-/* In double from the gates, as the statistics are counted. */
-static TOOL_UNUSED double tokens_score(const monet_routing *r, int32_t i, int32_t j)
-{
-    const size_t N = (size_t)r->n_experts;
-    double sum = 0;
-    size_t h;
-
-    for (h = 0; h < (size_t)r->n_heads; h++)
-        sum += (double)r->g1[h * N + (size_t)i] * (double)r->g2[h * N + (size_t)j];
-    return sum;
-}
-
 /* How many experts the router activates: s > 0.01. */
 static TOOL_UNUSED size_t tokens_active(const monet_routing *r)
 {
@@ -57,7 +45,7 @@ static TOOL_UNUSED size_t tokens_active(const monet_routing *r)
 
     for (a = 0; a < r->n_i; a++)
         for (b = 0; b < r->n_j; b++)
-            n += tokens_score(r, r->i[a], r->j[b]) > (double)EXPLORE_ACTIVE;
+            n += run_score(r, r->i[a], r->j[b]) > STATS_ACTIVE;
     return n;
 }
 
@@ -144,7 +132,7 @@ static TOOL_UNUSED void tokens__put_head(tokens_run *r)
         tool_putf(out, "%sG%d = %s", g > 0 ? ", " : "", (int)g + 1,
                   explore_layers(r->e, layers, g));
     tool_putf(out, "; scores are 0 to %d%s\n", (int)r->e->arch->moe_heads,
-              r->edit != NULL ? "; ->: the weight after the edit" : "");
+              r->edit.edit != NULL ? "; ->: the weight after the edit" : "");
     tool_putf(out, "%5s  %-17s  %s %s  %s\n", "place", "token", "on", "active",
               "strongest experts: (i,j) score");
 }
@@ -238,13 +226,8 @@ static TOOL_UNUSED int tokens__by_logit(const void *a, const void *b)
 /* The token that follows in the text; behind the last one, what the model finds likeliest. */
 static TOOL_UNUSED int32_t tokens__next(const tokens_run *r, size_t at, int32_t index)
 {
-    const monet_real *logits = monet_session_logits_at(r->session, index);
-    int32_t best = 0, k;
-
     if (at + 1 < r->n_tokens) return r->tokens[at + 1];
-    for (k = 1; k < r->e->arch->vocab_size; k++)
-        if (logits[k] > logits[best]) best = k;
-    return best;
+    return run_likeliest(monet_session_logits_at(r->session, index), r->e->arch->vocab_size);
 }
 
 static TOOL_UNUSED bool tokens__parts(tokens_run *r, int32_t index, int32_t next, size_t *n,
@@ -405,7 +388,7 @@ static TOOL_UNUSED bool tokens__note_score(tokens_run *r, size_t at, int32_t ind
 
     if (monet_session_routing(r->session, index, explore_first_layer(r->e, r->group), &routing) !=
         MONET_OK) return explore_session_failed(r->session, err);
-    r->scores[at] = (float)tokens_score(&routing, r->i, r->j);
+    r->scores[at] = (float)run_score(&routing, r->i, r->j);
     if (!r->set->jsonl) return true;
     tool_putf(out, "{\"position\":%zu,", at);
     explore_put_token_json(r->e, out, r->tokens[at]);
@@ -481,19 +464,6 @@ static TOOL_UNUSED bool tokens__read_text(tokens_run *r, tool_error *err)
     return r->n_tokens > 0 || tool_fail(err, "the text holds no token");
 }
 
-static TOOL_UNUSED bool tokens__load_edit(tokens_run *r, tool_error *err)
-{
-    monet_error why = {{0}, MONET_OK};
-
-    if (r->set->edit == NULL) return true;
-    if (monet_edit_load(r->e->model, r->set->edit, &r->edit, &why) != MONET_OK) {
-        tool_fail(err, "%s", why.message);
-        return strstr(why.message, r->set->edit) != NULL ? false : tool_prefix(err, r->set->edit);
-    }
-    return monet_session_set_edit(r->session, r->edit) == MONET_OK ||
-           explore_session_failed(r->session, err);
-}
-
 static TOOL_UNUSED bool tokens__start(tokens_run *r, tool_error *err)
 {
     const tokens_settings *set = r->set;
@@ -514,7 +484,10 @@ static TOOL_UNUSED bool tokens__start(tokens_run *r, tool_error *err)
     r->best = tool_alloc((uint64_t)set->top, sizeof *r->best, err);
     if (set->expert != NULL) r->scores = tool_alloc(r->n_tokens, sizeof *r->scores, err);
     return r->best != NULL && (set->expert == NULL || r->scores != NULL) &&
-           explore_session(e, context, keep, &r->session, err) && tokens__load_edit(r, err) &&
+           explore_session(e, context, keep, &r->session, err) &&
+           run_edit_load(&r->edit, e->model, &set->edits, err) &&
+           (monet_session_set_edit(r->session, r->edit.edit) == MONET_OK ||
+            explore_session_failed(r->session, err)) &&
            explore_output_open(e, &r->out, err);
 }
 
@@ -529,7 +502,7 @@ static TOOL_UNUSED bool tokens__run(tokens_run *r, tool_error *err)
         ok = tool_fail(err, "stopped: %.300s was not written", r->e->out);
     ok = explore_output_close(r->e, &r->out, ok, err);
     monet_session_free(r->session);
-    monet_edit_free(r->edit);
+    run_edit_free(&r->edit);
     free(r->tokens);
     free(r->best);
     free(r->parts);
@@ -546,7 +519,8 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         "the text is shown with the tokens marked that activate this one.",
         "  explore tokens examples/monet-4m.monet \"The price of bread rose\" --top 2\n"
         "  explore tokens examples/monet-4m.monet --file README.md --expert G1:E231"};
-    tokens_settings set = {NULL, NULL, NULL, NULL, NULL, "0.01", 3, 0, -1, false, false, false};
+    tokens_settings set = {NULL, NULL, NULL, NULL, "0.01", {{NULL}, 0}, 3, 0, -1, false, false,
+                           false};
     const run_option options[] = {
         {"file", RUN_TEXT, (void *)&set.file, 0, 0, "FILE", "read the text there"},
         {"top", RUN_WHOLE, &set.top, 1, TOKENS_MAX_TOP, "N", "strongest experts (default: 3)"},
@@ -558,7 +532,8 @@ static TOOL_UNUSED int explore_tokens(explore *e, int argc, char **argv)
         {"expert", RUN_TEXT, (void *)&set.expert, 0, 0, "G1:E231", "mark its tokens in the text"},
         {"attribute", RUN_FLAG, &set.attribute, 0, 0, NULL,
          "also what makes the logit of the next token"},
-        {"edit", RUN_TEXT, (void *)&set.edit, 0, 0, "FILE", "with this edit of experts"},
+        {"edit", RUN_TEXTS, &set.edits, 0, 0, "FILE",
+         "with this edit of experts; may be given several times"},
         {"jsonl", RUN_FLAG, &set.jsonl, 0, 0, NULL, "a JSON object a token"},
         {"gates", RUN_FLAG, &set.gates, 0, 0, NULL, "with --jsonl: the gates of each head"},
         {"context", RUN_WHOLE, &set.context, 1, INT32_MAX, "N",

@@ -176,7 +176,6 @@ static const char *const report__script[] = {
 static TOOL_UNUSED bool report_write(const char *path, const report_page *page, tool_error *err)
 {
     tool_buffer html = {NULL, 0, 0, false};
-    tool_output output;
     size_t k;
     bool ok;
 
@@ -201,13 +200,7 @@ static TOOL_UNUSED bool report_write(const char *path, const report_page *page, 
     for (k = 0; k < sizeof report__script / sizeof report__script[0]; k++)
         tool_put(&html, report__script[k], strlen(report__script[k]));
     tool_putf(&html, "</script>\n</html>\n");
-    ok = !html.failed || tool_fail(err, "%.300s: out of memory", path);
-    ok = ok && tool_output_open(&output, path, err);
-    if (ok && !(tool_output_write(&output, html.data, html.size, err) &&
-                tool_output_commit(&output, err))) {
-        tool_output_abandon(&output);
-        ok = false;
-    }
+    ok = tool_write_file(path, &html, err);
     tool_buffer_free(&html);
     return ok;
 }

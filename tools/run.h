@@ -207,6 +207,28 @@ static TOOL_UNUSED bool run_load(const char *path, monet_model **model, tool_err
     return true;
 }
 
+/* ---- what a session found -------------------------------------------------------------------- */
+
+/* Score of expert (i,j), in double from the gates, as the statistics are counted. */
+static TOOL_UNUSED double run_score(const monet_routing *r, int32_t i, int32_t j)
+{
+    double sum = 0;
+    int32_t h;
+
+    for (h = 0; h < r->n_heads; h++)
+        sum += (double)r->g1[h * r->n_experts + i] * (double)r->g2[h * r->n_experts + j];
+    return sum;
+}
+
+static TOOL_UNUSED int32_t run_likeliest(const monet_real *logits, int32_t n)
+{
+    int32_t i, best = 0;
+
+    for (i = 1; i < n; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
 /* ---- edits ----------------------------------------------------------------------------------- */
 
 typedef struct run_edit { /* all zero = no edit */

@@ -94,13 +94,11 @@ static TOOL_UNUSED void texts_close(texts *t)
 /* Fit to be shown: 1 to TEXTS_MAX_LABEL bytes of UTF-8 without control characters. */
 static TOOL_UNUSED bool texts_label_ok(const char *name, size_t size)
 {
-    const unsigned char *p = (const unsigned char *)name;
-    size_t k;
+    size_t at = 0, n;
 
-    if (size == 0 || size > TEXTS_MAX_LABEL || !tool_is_utf8(name, size)) return false;
-    for (k = 0; k < size; k++)
-        if (p[k] < 0x20 || p[k] == 0x7F || (p[k] == 0xC2 && p[k + 1] < 0xA0)) return false;
-    return true;
+    for (; at < size; at += n)
+        if ((n = tool_visible(name + at, size - at)) == 0) return false;
+    return size > 0 && size <= TEXTS_MAX_LABEL;
 }
 
 /* The number of a label, a new one if need be. */
@@ -129,7 +127,7 @@ static TOOL_UNUSED bool texts__label(texts *t, const char *name, size_t size, ui
 /* The name of the file up to the first dot. */
 static TOOL_UNUSED bool texts__file_label(texts *t, text_file *file, tool_error *err)
 {
-    const char *slash = strrchr(file->path, '/'), *name = slash != NULL ? slash + 1 : file->path;
+    const char *name = tool_base_name(file->path);
     size_t size = strcspn(name, ".");
 
     if (file->label != TEXTS_NO_LABEL) return true;
@@ -167,7 +165,7 @@ static TOOL_UNUSED void texts__took(texts *t, size_t n)
 static TOOL_UNUSED bool texts__start(texts *t, tool_error *err)
 {
     const text_file *file = &t->files[t->file];
-    const char *slash = strrchr(file->path, '/'), *name = slash != NULL ? slash + 1 : file->path;
+    const char *name = tool_base_name(file->path);
     struct stat status;
     size_t n;
 
@@ -222,25 +220,19 @@ static TOOL_UNUSED bool texts__piece(texts *t, tool_error *err)
 {
     const char *text, *feed;
     size_t n, have, end;
-    bool last, all, found = false;
+    bool last, all;
 
     if (!texts__fill(t, CORPUS_PIECE + 2, err)) return false;
     text = t->text + t->from;
     have = t->have - t->from;
     all = t->at == t->files[t->file].size;
-    end = have;
-    for (feed = text; !found && (feed = memchr(feed, '\f', have - (size_t)(feed - text))) != NULL;
-         feed++) {
-        n = (size_t)(feed - text);
-        found = (n > 0 ? text[n - 1] == '\n' : t->line_start) &&
-                (n + 1 < have ? text[n + 1] == '\n' : all);
-        if (found) end = n;
-    }
-    last = end <= CORPUS_PIECE && (found || all);
+    feed = tool_form_feed(text, have, t->line_start, all);
+    end = feed != NULL ? (size_t)(feed - text) : have;
+    last = end <= CORPUS_PIECE && (feed != NULL || all);
     n = last ? end : corpus_cut(text, CORPUS_PIECE);
     if ((n > 0 || t->inside) && !texts__encode(t, text, n, last, err)) return false;
     t->line_start = last || text[n - 1] == '\n';
-    if (last && found) n += n + 1 < have ? 2 : 1;
+    if (last && feed != NULL) n += n + 1 < have ? 2 : 1;
     texts__took(t, n);
     t->ended = all && n == have;
     return true;
