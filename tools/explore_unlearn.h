@@ -99,23 +99,26 @@ static void unlearn__put_matrix(const unlearn *u, tool_buffer *out)
     tool_putf(out, "\n");
 }
 
-/* One line of the second table; a spread only of draws. */
+/* One line of the second table; a spread only of draws, - for what there is not. */
 static void unlearn__put_sum(const unlearn_sum *sum, const char *name, unlearn_kind kind,
                              tool_buffer *out)
 {
     static const char *const what[] = {"", "its experts", "random, number", "random, mass",
                                        "random, own mass"};
-    char ratio[32] = "-", sd[2][32] = {"", ""};
+    const double mean[2] = {sum->own, sum->others}, sd[2] = {sum->own_sd, sum->others_sd};
+    int k;
 
-    if (sum->others > 0 && sum->own == sum->own)
-        snprintf(ratio, sizeof ratio, "%.1f", sum->own / sum->others);
-    if (kind != UNLEARN_MASK) {
-        snprintf(sd[0], sizeof sd[0], "(%.5f)", sum->own_sd);
-        snprintf(sd[1], sizeof sd[1], "(%.5f)", sum->others_sd);
-    }
     domains_put_name(out, name, 16);
-    tool_putf(out, "%-16s %8.1f %8.3f %% %+10.5f %-9s %+10.5f %-9s %6s", what[kind], sum->experts,
-              sum->percent, sum->own, sd[0], sum->others, sd[1], ratio);
+    tool_putf(out, "%-16s %8.1f %8.3f %%", what[kind], sum->experts, sum->percent);
+    for (k = 0; k < 2; k++) {
+        if (mean[k] != mean[k]) tool_putf(out, " %10s %-9s", "-", "");
+        else if (kind == UNLEARN_MASK) tool_putf(out, " %+10.5f %-9s", mean[k], "");
+        else tool_putf(out, " %+10.5f (%.5f)", mean[k], sd[k]);
+    }
+    if (sum->others > 0 && sum->own == sum->own)
+        tool_putf(out, " %6.1f", sum->own / sum->others);
+    else
+        tool_putf(out, " %6s", "-");
 }
 
 static void unlearn__add_sum(unlearn_sum *all, const unlearn_sum *one)
@@ -163,10 +166,11 @@ static void unlearn__put_sums(const unlearn *u, tool_buffer *out)
             if (u->masks[mask].own >= 0) unlearn__add_sum(&all[kind], &sum);
             unlearn__put_sum(&sum, kind == UNLEARN_MASK ? u->masks[mask].name : "",
                              (unlearn_kind)kind, out);
-            if (kind != UNLEARN_MASK)
-                tool_putf(out, "  above %d of %d draws\n", sum.below, sum.n);
-            else
-                tool_putf(out, "  rank %d of %d\n", unlearn__rank(u, mask), (int)u->n_labels);
+            if (u->masks[mask].own >= 0 && kind == UNLEARN_MASK)
+                tool_putf(out, "  rank %d of %d", unlearn__rank(u, mask), (int)u->n_labels);
+            else if (u->masks[mask].own >= 0)
+                tool_putf(out, "  above %d of %d draws", sum.below, sum.n);
+            tool_putf(out, "\n");
             firsts += kind == UNLEARN_MASK && unlearn__rank(u, mask) == 1;
         }
     unlearn__put_means(all, firsts, out);
@@ -502,13 +506,14 @@ static TOOL_UNUSED int explore_unlearn(explore *e, int argc, char **argv)
         {"max-windows", RUN_WHOLE, &u.max_windows, 0, INT64_MAX - 1, "N",
          "at most N windows of each file (0: all)"},
         DOMAINS_RULE_OPTIONS(&u.rule),
-        {"label", RUN_TEXT, (void *)&u.label, 0, 0, "LABEL", "remove the experts of this one only"},
+        {"label", RUN_TEXT, (void *)&u.label, 0, 0, "LABEL",
+         "remove the experts of this one only; with scores or --edit: what it should hurt"},
         {"correlation", RUN_TEXT, (void *)&u.correlation, 0, 0, "R,R...",
          "remove by correlation of at least R with the score of the texts, or with a label"},
         {"permute", RUN_TEXT, (void *)&u.permute, 0, 0, "TEXTS",
          "what the statistics are of: how many experts correlate with permuted scores?"},
         {"edit", RUN_TEXT, (void *)&u.edit, 0, 0, "FILE",
-         "measure this edit; --label says what it should hurt"},
+         "measure this edit"},
         {"draws", RUN_WHOLE, &u.draws, 0, 10000, "N", "random masks of each kind (5)"},
         {"own-mass", RUN_FLAG, &u.own_mass, 0, 0, NULL,
          "also random masks of the same routing mass on the mask's own label"},

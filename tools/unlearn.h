@@ -179,8 +179,8 @@ static void unlearn__count(unlearn *u, unlearn_mask *m)
         m->experts += domains_count(&u->s, group, m->member);
 }
 
-/* A new mask without members. `label`: which of the statistics it should hurt, or -1. */
-static unlearn_mask *unlearn__new_mask(unlearn *u, int32_t label, tool_error *err)
+/* A new mask without members; the name of the label that it should hurt, or NULL. */
+static unlearn_mask *unlearn__new_mask(unlearn *u, const char *label, tool_error *err)
 {
     unlearn_mask *m;
     size_t k;
@@ -188,13 +188,18 @@ static unlearn_mask *unlearn__new_mask(unlearn *u, int32_t label, tool_error *er
     if (!tool_grow(&u->masks, &u->masks_room, u->n_masks + 1, sizeof *m, err)) return NULL;
     m = &u->masks[u->n_masks];
     memset(m, 0, sizeof *m);
+    m->label = m->own = -1;
+    for (k = 0; label != NULL && k < u->s.n_labels; k++)
+        if (strcmp(u->s.labels[k].name, label) == 0) m->label = (int32_t)k;
+    for (k = 0; label != NULL && k < u->n_labels; k++)
+        if (strcmp(u->labels[k].name, label) == 0) m->own = (int32_t)k;
+    if (label != NULL && m->label < 0 && m->own < 0) {
+        tool_fail(err, "neither the statistics nor the texts have a label '%.60s'", label);
+        return NULL;
+    }
     m->member = tool_alloc(unlearn__members(u), 1, err);
     if (m->member == NULL) return NULL;
     u->n_masks++;
-    m->label = label;
-    m->own = -1;
-    for (k = 0; label >= 0 && k < u->n_labels; k++)
-        if (strcmp(u->labels[k].name, u->s.labels[label].name) == 0) m->own = (int32_t)k;
     return m;
 }
 
@@ -213,7 +218,7 @@ static bool unlearn__masks_by_rule(unlearn *u, tool_error *err)
     ok = owner != NULL;
     for (label = 0; ok && label < (int32_t)u->s.n_labels; label++) {
         if (!unlearn__wanted(u, label)) continue;
-        m = unlearn__new_mask(u, label, err);
+        m = unlearn__new_mask(u, u->s.labels[label].name, err);
         ok = m != NULL;
         if (!ok) break;
         snprintf(m->name, sizeof m->name, "%.95s", u->s.labels[label].name);
@@ -236,13 +241,14 @@ static double unlearn__r(const stats *s, int32_t group, size_t id, int32_t label
 static bool unlearn__mask_by_r(unlearn *u, int32_t label, double threshold, tool_error *err)
 {
     const size_t size = domains_group_size(&u->s);
-    unlearn_mask *m = unlearn__new_mask(u, label, err);
+    const char *name = label < 0 ? u->label : u->s.labels[label].name;
+    unlearn_mask *m = unlearn__new_mask(u, name, err);
     int32_t group;
     size_t id;
 
     if (m == NULL) return false;
     if (label < 0) snprintf(m->name, sizeof m->name, "r>=%g", threshold);
-    else snprintf(m->name, sizeof m->name, "%.60s r>=%g", u->s.labels[label].name, threshold);
+    else snprintf(m->name, sizeof m->name, "%.60s r>=%g", name, threshold);
     for (group = 0; group < u->s.n_groups; group++)
         for (id = 0; id < size; id++) /* NaN, of an expert that is never used, is not >= */
             m->member[(size_t)group * size + id] =
@@ -296,12 +302,10 @@ static bool unlearn__mask_of_edit(unlearn *u, tool_error *err)
     const size_t size = domains_group_size(&u->s);
     monet_error why = {{0}, MONET_OK};
     unlearn_mask *m;
-    int32_t group, k, label = -1;
+    int32_t group;
     size_t id;
 
-    for (k = 0; u->label != NULL && k < (int32_t)u->s.n_labels; k++)
-        if (unlearn__wanted(u, k)) label = k;
-    m = unlearn__new_mask(u, label, err);
+    m = unlearn__new_mask(u, u->label, err);
     if (m == NULL) return false;
     if (monet_edit_load(u->e->model, u->edit, &m->edit, &why) != MONET_OK)
         return tool_fail(err, "%s", why.message);
