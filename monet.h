@@ -6263,7 +6263,7 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
     monet__sink      table = {s->p, MONET__HEADER};
     for (int kind = 1; kind < MONET__S_COUNT; ++kind) start[3] += monet__plan_has(c, raw, kind);
     s->n = w->header_size = monet__round_up(MONET__HEADER + start[3] * MONET__SECTION, 64);
-    for (const int *next = order; next < order + MONET__S_COUNT - 1; ++next) {
+    for (const int *next = order; next < order + (MONET__S_COUNT - 1); ++next) {
         int      kind = *next;
         uint64_t needed = kind <= MONET__S_DATA; /* readers may skip what training adds */
         uint64_t entry[5] = {(uint64_t)kind | needed << 32, s->n, 0, 0, 1};
