@@ -8598,13 +8598,11 @@ MONET_API monet_result monet_session_lens(monet_session *session, const monet_re
     return MONET_OK;
 }
 
-MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
-                                          size_t count, double *nats)
+static monet_result monet__loss(monet_session *s, const int32_t *tokens, size_t count, double *nats,
+                                monet_error *err)
 {
-    monet_session *s = session;
-    monet_error   *err = s ? &s->error : NULL;
-    double         sum = 0;
-    MONET__NEED(ARGUMENT, s && (tokens || !count) && nats, "loss: tokens or nats is NULL");
+    double sum = 0;
+    MONET__NEED(ARGUMENT, (tokens || !count) && nats, "loss: tokens or nats is NULL");
     MONET__NEED(STATE, s->all_logits, "loss: needs all_logits");
     MONET__NEED(STATE, s->n_run == s->model->arch.n_layers, "loss: no logits with set_last_layer");
     MONET__NEED(CONTEXT_FULL, count <= (size_t)s->S, "loss: %U tokens, the context is %d",
@@ -8619,6 +8617,18 @@ MONET_API monet_result monet_session_loss(monet_session *session, const int32_t 
     }
     *nats = sum;
     return MONET_OK;
+}
+
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats)
+{
+    monet_result result;
+    fenv_t       own;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    result = monet__loss(session, tokens, count, nats, &session->error);
+    monet__mode_end(&own);
+    return result;
 }
 
 MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
@@ -8858,7 +8868,7 @@ MONET_API monet_result monet_session_load(monet_session *session, const char *pa
 #endif
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling */
-MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
+static double monet__logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
 {
     double max, sum = 0;
     if (!logits || token < 0 || token >= vocab_size) return -HUGE_VAL;
@@ -8867,6 +8877,16 @@ MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int
         if ((double)logits[v] > max) max = (double)logits[v];
     for (int32_t v = 0; v < vocab_size; ++v) sum += exp((double)logits[v] - max);
     return (double)logits[token] - max - log(sum);
+}
+
+MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
+{
+    volatile double result; /* volatile: compilers move the rest across the mode */
+    fenv_t          own;
+    monet__mode_begin(&own);
+    result = monet__logprob(logits, vocab_size, token);
+    monet__mode_end(&own);
+    return result;
 }
 
 static bool monet__likelier(const monet__candidate *a, const monet__candidate *b)
@@ -8954,16 +8974,13 @@ static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_s
     return list[n - 1].token;
 }
 
-MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
-                                            int32_t *token, float *logprob)
+static monet_result monet__sample(monet_session *s, monet_sampler *sampler, int32_t *token,
+                                  float *logprob, monet_error *err)
 {
-    monet_session    *s = session;
-    monet_error      *err = s ? &s->error : NULL;
     monet_sampler     p;
     const monet_real *logits = monet_session_logits(s);
     monet__candidate  best;
     size_t            V;
-    if (!s) return MONET_ERROR_ARGUMENT;
     MONET__NEED(ARGUMENT, token, "sample: token is NULL");
     MONET__NEED(STATE, logits, "sample: no logits, eval first");
     memset(&p, 0, sizeof p);
@@ -8989,8 +9006,20 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
         *token = monet__draw(s->candidates, n, &p, (double)best.logit);
     }
     if (sampler) ++sampler->draws;
-    if (logprob) *logprob = (float)monet_logprob(logits, (int32_t)V, *token);
+    if (logprob) *logprob = (float)monet__logprob(logits, (int32_t)V, *token);
     return MONET_OK;
+}
+
+MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
+                                            int32_t *token, float *logprob)
+{
+    monet_result result;
+    fenv_t       own;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    result = monet__sample(session, sampler, token, logprob, &session->error);
+    monet__mode_end(&own);
+    return result;
 }
 
 /* ---- generation ----------------------------------------------------------------- >>generation
