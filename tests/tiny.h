@@ -24,6 +24,7 @@ typedef struct tiny_options { /* {0}: vertical, f32, a head of its own, merges b
     int horizontal, tied, merges, no_weights, no_tokenizer;
     monet_dtype dtype;
     int n_layers, moe_groups, n_kv_heads, max_seq_len; /* 0 = 2, 1, 2, 32 */
+    int n_experts;                                     /* 0 = 8 */
     uint64_t seed;
 } tiny_options;
 
@@ -153,7 +154,7 @@ TEST_FN void tiny_arch(monet_arch *a, const tiny_options *o)
     a->n_heads = 4;
     a->n_kv_heads = o->n_kv_heads ? o->n_kv_heads : 2;
     a->max_seq_len = o->max_seq_len ? o->max_seq_len : 32;
-    a->moe_experts = 8;
+    a->moe_experts = o->n_experts ? o->n_experts : 8;
     a->moe_dim = 4;
     a->moe_heads = 2;
     a->moe_topk = 2;
