@@ -1,7 +1,8 @@
 /* explore_common.h: what the subcommands of tools/explore.c share: the model, names of experts and
    tokens, arguments, output, Ctrl-C.
 
-   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0] is its name):
+   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0]
+   is its name):
 
        static int explore_find(explore *e, int argc, char **argv)
        {
@@ -439,6 +440,14 @@ static TOOL_UNUSED void explore_put_tokens(const explore *e, tool_buffer *out,
     }
 }
 
+/* "group":1,"id":1304,"i":20,"j":24 */
+static TOOL_UNUSED void explore_put_expert_json(const explore *e, tool_buffer *out, int32_t group,
+                                                int32_t i, int32_t j)
+{
+    tool_putf(out, "\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d", (int)group + 1,
+              (long long)explore_id(e, i, j), (int)i, (int)j);
+}
+
 /* "key":1.5, or null for what is no finite number. */
 static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, double value)
 {
@@ -468,6 +477,37 @@ static TOOL_UNUSED void explore_rank(explore_ranked *list, size_t capacity, size
     for (k = *n - 1; k > 0 && value > list[k - 1].value; k--) list[k] = list[k - 1];
     list[k].value = value;
     list[k].index = index;
+}
+
+/* A list of tokens, by index:  " price" " cost"  or, with values,  " price" 0.98, " cost" 0.50.
+   A blank stands before each.                                                                  */
+static TOOL_UNUSED void explore_put_list(const explore *e, tool_buffer *out,
+                                         const explore_ranked *list, size_t n, bool values)
+{
+    size_t k;
+
+    for (k = 0; k < n; k++) {
+        tool_putf(out, "%s ", values && k > 0 ? "," : "");
+        explore_put_token(e, out, (int32_t)list[k].index);
+        if (values) tool_putf(out, " %.2f", list[k].value);
+    }
+}
+
+/* "key":[{"token":17,"text":" price"},...], with the values under that name, if it is not NULL. */
+static TOOL_UNUSED void explore_put_list_json(const explore *e, tool_buffer *out, const char *key,
+                                              const explore_ranked *list, size_t n,
+                                              const char *value)
+{
+    size_t k;
+
+    tool_putf(out, "\"%s\":[", key);
+    for (k = 0; k < n; k++) {
+        tool_putf(out, "%s{", k > 0 ? "," : "");
+        explore_put_token_json(e, out, (int32_t)list[k].index);
+        if (value != NULL) tool_putf(out, ",\"%s\":%.6g", value, list[k].value);
+        tool_put(out, "}", 1);
+    }
+    tool_put(out, "]", 1);
 }
 
 /* ---- explore: output ------------------------------------------------------------------------- */

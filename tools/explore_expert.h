@@ -33,6 +33,8 @@ typedef struct expert_run {
     size_t                 n_top, n_sample;
     monet_session         *session;
     int32_t               *tokens;     /* BOS and the context up to the token */
+    explore_ranked        *labels;     /* (n_labels) by mean score */
+    size_t                 n_labels;
     monet_real            *sum, *one, *logits;
     expert_direction      *directions; /* of each layer of the group */
     explore_ranked        *ranked;     /* memory of their lists */
@@ -219,47 +221,34 @@ static TOOL_UNUSED void expert__put_numbers(expert_run *r)
                                       r_score);
 }
 
-/* Labels by mean score, the largest first, in `list` (n_labels). */
-static TOOL_UNUSED size_t expert__labels(const expert_run *r, explore_ranked *list)
+/* Labels by mean score, the largest first. */
+static TOOL_UNUSED void expert__rank_labels(expert_run *r)
 {
-    size_t n = 0, k;
+    size_t k;
 
+    r->n_labels = 0;
     for (k = 0; k < r->s->n_labels; k++)
-        explore_rank(list, r->s->n_labels, &n, stats_label_mean(r->s, r->group, r->i, r->j, k), k);
-    return n;
+        explore_rank(r->labels, r->s->n_labels, &r->n_labels,
+                     stats_label_mean(r->s, r->group, r->i, r->j, k), k);
 }
 
-static TOOL_UNUSED bool expert__put_labels(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_labels(expert_run *r)
 {
     const stats *s = r->s;
-    explore_ranked *list = tool_alloc(s->n_labels, sizeof *list, err);
+    const explore_ranked *list = r->labels;
     tool_buffer *out = &r->out.text;
-    size_t n, k;
+    size_t k;
 
-    if (list == NULL) return false;
-    n = expert__labels(r, list);
-    for (k = 0; k < n && k < 5; k++) {
+    for (k = 0; k < r->n_labels && k < 5; k++) {
         size_t label = (size_t)list[k].index;
         uint64_t count = stats_label_count(s, r->group, r->i, r->j, label);
         tool_putf(out, "%-9s %-16.24s mean %.5f, active %.3f %%, r %+.3f", k == 0 ? "labels" : "",
                   s->labels[label].name, list[k].value, s->labels[label].n_tokens > 0 ?
                   100 * (double)count / (double)s->labels[label].n_tokens : 0.0,
                   stats_label_pearson(s, r->group, r->i, r->j, label));
-        if (k == 0 && n > 1 && list[1].value > 0)
+        if (k == 0 && r->n_labels > 1 && list[1].value > 0)
             tool_putf(out, "   %.2f x the second", list[0].value / list[1].value);
         tool_put(out, "\n", 1);
-    }
-    free(list);
-    return true;
-}
-
-static TOOL_UNUSED void expert__put_tokens(expert_run *r, const explore_ranked *list, size_t n)
-{
-    size_t k;
-
-    for (k = 0; k < n; k++) {
-        tool_put(&r->out.text, " ", 1);
-        explore_put_token(r->e, &r->out.text, (int32_t)list[k].index);
     }
 }
 
@@ -273,25 +262,24 @@ static TOOL_UNUSED void expert__put_directions(expert_run *r)
     for (layer = first; layer <= explore_last_layer(r->e, r->group); layer++) {
         const expert_direction *d = &r->directions[layer - first];
         tool_putf(out, "  layer %-3d promotes  ", (int)layer);
-        expert__put_tokens(r, d->up, d->n_up);
+        explore_put_list(r->e, out, d->up, d->n_up, false);
         tool_putf(out, "\n%12ssuppresses", "");
-        expert__put_tokens(r, d->down, d->n_down);
+        explore_put_list(r->e, out, d->down, d->n_down, false);
         tool_putf(out, "\n%12slength %.3f, %.0f %% of it alike in all\n", "", d->size,
                   100 * d->alike);
     }
 }
 
-static TOOL_UNUSED bool expert__put_text(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_text(expert_run *r)
 {
     char name[EXPLORE_NAME];
 
     tool_putf(&r->out.text, "%s\n", explore_name(r->e, name, r->group, r->i, r->j));
     expert__put_numbers(r);
-    if (!expert__put_labels(r, err)) return false;
+    expert__put_labels(r);
     expert__put_examples(r, "strongest tokens", r->top, r->n_top);
     expert__put_examples(r, "a sample of all tokens that it is active on", r->sample, r->n_sample);
     if (!r->set->no_output && r->n_top > 0) expert__put_directions(r);
-    return true;
 }
 
 /* ---- expert: JSON and CSV -------------------------------------------------------------------- */
@@ -334,31 +322,26 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
     tool_put(out, "]", 1);
 }
 
-static TOOL_UNUSED bool expert__put_labels_json(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_labels_json(expert_run *r)
 {
     const stats *s = r->s;
-    explore_ranked *list = tool_alloc(s->n_labels, sizeof *list, err);
     tool_buffer *out = &r->out.text;
-    size_t n, k;
+    size_t k;
 
-    if (list == NULL) return false;
-    n = expert__labels(r, list);
     tool_putf(out, ",\"labels\":[");
-    for (k = 0; k < n; k++) {
-        size_t label = (size_t)list[k].index;
+    for (k = 0; k < r->n_labels; k++) {
+        size_t label = (size_t)r->labels[k].index;
         tool_putf(out, "%s{\"label\":", k > 0 ? "," : "");
         explore_put_json(out, s->labels[label].name, strlen(s->labels[label].name));
         tool_putf(out, ",\"tokens\":%llu,\"active\":%llu,",
                   (unsigned long long)s->labels[label].n_tokens,
                   (unsigned long long)stats_label_count(s, r->group, r->i, r->j, label));
-        explore_put_number(out, "mean", list[k].value);
+        explore_put_number(out, "mean", r->labels[k].value);
         tool_put(out, ",", 1);
         explore_put_number(out, "r", stats_label_pearson(s, r->group, r->i, r->j, label));
         tool_put(out, "}", 1);
     }
     tool_put(out, "]", 1);
-    free(list);
-    return true;
 }
 
 static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
@@ -368,11 +351,11 @@ static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
     const stats_sum *i = stats_half(s, r->group, 0, r->i), *j = stats_half(s, r->group, 1, r->j);
     tool_buffer *out = &r->out.text;
 
-    tool_putf(out, "{\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,\"layers\":[%d,%d],\"tokens\":%llu,"
-              "\"active\":%llu,", (int)r->group + 1, (long long)explore_id(r->e, r->i, r->j),
-              (int)r->i, (int)r->j, (int)explore_first_layer(r->e, r->group),
-              (int)explore_last_layer(r->e, r->group), (unsigned long long)s->n_tokens,
-              (unsigned long long)x->count);
+    tool_put(out, "{", 1);
+    explore_put_expert_json(r->e, out, r->group, r->i, r->j);
+    tool_putf(out, ",\"layers\":[%d,%d],\"tokens\":%llu,\"active\":%llu,",
+              (int)explore_first_layer(r->e, r->group), (int)explore_last_layer(r->e, r->group),
+              (unsigned long long)s->n_tokens, (unsigned long long)x->count);
     explore_put_number(out, "mean", stats_mean(s, r->group, r->i, r->j));
     tool_put(out, ",", 1);
     explore_put_number(out, "lift", stats_lift(s, r->group, r->i, r->j));
@@ -383,27 +366,13 @@ static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
               (unsigned long long)j->count, stats_half_mean(s, r->group, 1, r->j));
 }
 
-static TOOL_UNUSED void expert__put_tokens_json(expert_run *r, const char *key,
-                                                const explore_ranked *list, size_t n)
-{
-    size_t k;
-
-    tool_putf(&r->out.text, ",\"%s\":[", key);
-    for (k = 0; k < n; k++) {
-        tool_putf(&r->out.text, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, &r->out.text, (int32_t)list[k].index);
-        tool_put(&r->out.text, "}", 1);
-    }
-    tool_put(&r->out.text, "]", 1);
-}
-
-static TOOL_UNUSED bool expert__put_json(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_json(expert_run *r)
 {
     int32_t first = explore_first_layer(r->e, r->group), layer;
     tool_buffer *out = &r->out.text;
 
     expert__put_numbers_json(r);
-    if (!expert__put_labels_json(r, err)) return false;
+    expert__put_labels_json(r);
     expert__put_examples_json(r, "top", r->top, r->n_top);
     expert__put_examples_json(r, "sample", r->sample, r->n_sample);
     if (!r->set->no_output && r->n_top > 0) {
@@ -414,14 +383,15 @@ static TOOL_UNUSED bool expert__put_json(expert_run *r, tool_error *err)
             explore_put_number(out, "length", d->size);
             tool_put(out, ",", 1);
             explore_put_number(out, "alike", d->alike);
-            expert__put_tokens_json(r, "promotes", d->up, d->n_up);
-            expert__put_tokens_json(r, "suppresses", d->down, d->n_down);
+            tool_put(out, ",", 1);
+            explore_put_list_json(r->e, out, "promotes", d->up, d->n_up, NULL);
+            tool_put(out, ",", 1);
+            explore_put_list_json(r->e, out, "suppresses", d->down, d->n_down, NULL);
             tool_put(out, "}", 1);
         }
         tool_put(out, "]", 1);
     }
     tool_put(out, "}\n", 2);
-    return true;
 }
 
 /* A row an example. */
@@ -462,8 +432,9 @@ static TOOL_UNUSED bool expert__one(expert_run *r, const char *which, tool_error
         expert__put_csv(r, "top", r->top, r->n_top);
         expert__put_csv(r, "sample", r->sample, r->n_sample);
     } else {
-        ok = (r->set->no_output || expert__directions(r, err)) &&
-             (r->set->jsonl ? expert__put_json(r, err) : expert__put_text(r, err));
+        expert__rank_labels(r);
+        ok = r->set->no_output || expert__directions(r, err);
+        if (ok) (r->set->jsonl ? expert__put_json : expert__put_text)(r);
     }
     return ok && explore_flush(r->e, &r->out, err);
 }
@@ -476,13 +447,14 @@ static TOOL_UNUSED bool expert__prepare(expert_run *r, tool_error *err)
 
     r->top = tool_alloc((uint64_t)r->set->top, sizeof *r->top, err);
     r->sample = tool_alloc((uint64_t)r->set->sample, sizeof *r->sample, err);
+    r->labels = tool_alloc(r->s->n_labels, sizeof *r->labels, err);
     r->tokens = tool_alloc((uint64_t)context, sizeof *r->tokens, err);
     r->sum = tool_alloc(G * C, sizeof *r->sum, err);
     r->one = tool_alloc(C, sizeof *r->one, err);
     r->logits = tool_alloc((uint64_t)r->e->arch->vocab_size, sizeof *r->logits, err);
     r->directions = tool_alloc(G, sizeof *r->directions, err);
     r->ranked = tool_alloc(G * 2 * most, sizeof *r->ranked, err);
-    return r->top != NULL && r->sample != NULL && r->tokens != NULL && r->sum != NULL &&
+    return r->top != NULL && r->sample != NULL && r->labels != NULL && r->tokens != NULL && r->sum != NULL &&
            r->one != NULL && r->logits != NULL && r->directions != NULL && r->ranked != NULL &&
            explore_output_open(r->e, &r->out, err) &&
            (r->set->no_output || r->set->csv ||
@@ -507,6 +479,7 @@ static TOOL_UNUSED bool expert__run(expert_run *r, const char **which, size_t n,
     monet_session_free(r->session);
     free(r->top);
     free(r->sample);
+    free(r->labels);
     free(r->tokens);
     free(r->sum);
     free(r->one);

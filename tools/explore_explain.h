@@ -25,8 +25,7 @@ typedef struct explain_run {
     monet_session          *session;
     double                  temperature;
     int32_t                 group, i, j;
-    int32_t                 tokens[EXPLAIN_MAX_TOP];  /* each once, the heaviest first */
-    double                  weights[EXPLAIN_MAX_TOP]; /* sums of scores */
+    explore_ranked          tokens[EXPLAIN_MAX_TOP]; /* each once, by the sum of its scores */
     size_t                  n_tokens;
     float                  *x;       /* (C) */
     explore_ranked         *nearest; /* tokens by the cosine of their embeddings with x */
@@ -38,22 +37,16 @@ typedef struct explain_run {
 
 static TOOL_UNUSED void explain__add_token(explain_run *r, int32_t token, double weight)
 {
+    explore_ranked *list = r->tokens;
     size_t k = 0;
 
-    while (k < r->n_tokens && r->tokens[k] != token) k++;
+    while (k < r->n_tokens && list[k].index != (uint64_t)token) k++;
     if (k == EXPLAIN_MAX_TOP) return;
-    if (k == r->n_tokens) {
-        r->tokens[k] = token;
-        r->weights[k] = 0;
-        r->n_tokens++;
-    }
-    weight += r->weights[k];
-    for (; k > 0 && r->weights[k - 1] < weight; k--) {
-        r->weights[k] = r->weights[k - 1];
-        r->tokens[k] = r->tokens[k - 1];
-    }
-    r->weights[k] = weight;
-    r->tokens[k] = token;
+    if (k < r->n_tokens) weight += list[k].value;
+    else r->n_tokens++;
+    for (; k > 0 && list[k - 1].value < weight; k--) list[k] = list[k - 1];
+    list[k].value = weight;
+    list[k].index = (uint64_t)token;
 }
 
 /* The strongest tokens of the expert, or those of --word. */
@@ -94,11 +87,12 @@ static TOOL_UNUSED bool explain__mean(explain_run *r, const monet_tensor *embed,
     size_t C = (size_t)r->e->arch->dim, k, c;
     double total = 0;
 
-    for (k = 0; k < r->n_tokens; k++) total += r->weights[k];
+    for (k = 0; k < r->n_tokens; k++) total += r->tokens[k].value;
     for (k = 0; k < r->n_tokens; k++) {
-        if (monet_tensor_read(embed, r->tokens[k], 1, row) != MONET_OK)
-            return tool_fail(err, "the embedding of token %d cannot be read", (int)r->tokens[k]);
-        for (c = 0; c < C; c++) r->x[c] += (float)(r->weights[k] / total) * row[c];
+        int32_t token = (int32_t)r->tokens[k].index;
+        if (monet_tensor_read(embed, token, 1, row) != MONET_OK)
+            return tool_fail(err, "the embedding of token %d cannot be read", (int)token);
+        for (c = 0; c < C; c++) r->x[c] += (float)(r->tokens[k].value / total) * row[c];
     }
     return true;
 }
@@ -230,22 +224,13 @@ static TOOL_UNUSED void explain__put_text(explain_run *r, const char *prompt)
 {
     tool_buffer *out = &r->out.text;
     char name[EXPLORE_NAME];
-    size_t k;
 
     if (r->set->word == NULL)
         tool_putf(out, "%s\n", explore_name(r->e, name, r->group, r->i, r->j));
     tool_putf(out, "X is the mean of");
-    for (k = 0; k < r->n_tokens; k++) {
-        tool_putf(out, "%s ", k > 0 ? "," : "");
-        explore_put_token(r->e, out, r->tokens[k]);
-        tool_putf(out, " %.2f", r->weights[k]);
-    }
+    explore_put_list(r->e, out, r->tokens, r->n_tokens, true);
     tool_putf(out, "\nnearest tokens (cosine)");
-    for (k = 0; k < r->n_nearest; k++) {
-        tool_putf(out, "%s ", k > 0 ? "," : "");
-        explore_put_token(r->e, out, (int32_t)r->nearest[k].index);
-        tool_putf(out, " %.2f", r->nearest[k].value);
-    }
+    explore_put_list(r->e, out, r->nearest, r->n_nearest, true);
     tool_put(out, "\n\n", 2);
     tool_put(out, prompt, strlen(prompt));
     explore_put_safe(out, r->answer.data != NULL ? r->answer.data : "", r->answer.size, 0);
@@ -255,25 +240,16 @@ static TOOL_UNUSED void explain__put_text(explain_run *r, const char *prompt)
 static TOOL_UNUSED void explain__put_json(explain_run *r, const char *prompt)
 {
     tool_buffer *out = &r->out.text;
-    size_t k;
 
     tool_put(out, "{", 1);
-    if (r->set->word == NULL)
-        tool_putf(out, "\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,", (int)r->group + 1,
-                  (long long)explore_id(r->e, r->i, r->j), (int)r->i, (int)r->j);
-    tool_putf(out, "\"tokens\":[");
-    for (k = 0; k < r->n_tokens; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, r->tokens[k]);
-        tool_putf(out, ",\"weight\":%.6g}", r->weights[k]);
+    if (r->set->word == NULL) {
+        explore_put_expert_json(r->e, out, r->group, r->i, r->j);
+        tool_put(out, ",", 1);
     }
-    tool_putf(out, "],\"nearest\":[");
-    for (k = 0; k < r->n_nearest; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, (int32_t)r->nearest[k].index);
-        tool_putf(out, ",\"cosine\":%.6g}", r->nearest[k].value);
-    }
-    tool_putf(out, "],\"prompt\":");
+    explore_put_list_json(r->e, out, "tokens", r->tokens, r->n_tokens, "weight");
+    tool_put(out, ",", 1);
+    explore_put_list_json(r->e, out, "nearest", r->nearest, r->n_nearest, "cosine");
+    tool_putf(out, ",\"prompt\":");
     explore_put_json(out, prompt, strlen(prompt));
     tool_putf(out, ",\"answer\":");
     explore_put_json(out, r->answer.data != NULL ? r->answer.data : "", r->answer.size);

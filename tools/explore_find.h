@@ -192,14 +192,14 @@ static TOOL_UNUSED bool find__like(find_run *r, int32_t group, int32_t i, int32_
 
 /* The different tokens of its list, strongest first. Returns how many. */
 static TOOL_UNUSED size_t find__tokens(find_run *r, int32_t group, int32_t i, int32_t j,
-                                       int32_t out[FIND_SHOWN])
+                                       explore_ranked out[FIND_SHOWN])
 {
     size_t n = stats_top(r->s, group, i, j, r->examples, FIND_LISTED), k, m, shown = 0;
 
     for (k = 0; k < n && shown < FIND_SHOWN; k++) {
-        int32_t token = r->examples[k].tokens[r->examples[k].n_before];
-        for (m = 0; m < shown && out[m] != token; m++) {}
-        if (m == shown) out[shown++] = token;
+        uint64_t token = (uint64_t)r->examples[k].tokens[r->examples[k].n_before];
+        for (m = 0; m < shown && out[m].index != token; m++) {}
+        if (m == shown) out[shown++].index = token;
     }
     return shown;
 }
@@ -209,17 +209,14 @@ static TOOL_UNUSED void find__put_row(find_run *r, const find_ranking *q, int32_
 {
     tool_buffer *out = &r->out.text;
     char name[EXPLORE_NAME];
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
     for (k = 0; k < q->n_columns; k++)
         tool_putf(out, "%*.*f", (int)strlen(q->columns[k].title) + 2, q->columns[k].digits,
                   r->value[k]);
     tool_putf(out, "  %-34s", explore_name(r->e, name, group, i, j));
-    for (k = 0; k < n; k++) {
-        tool_put(out, " ", 1);
-        explore_put_token(r->e, out, tokens[k]);
-    }
+    explore_put_list(r->e, out, tokens, n, false);
     tool_put(out, "\n", 1);
 }
 
@@ -227,40 +224,33 @@ static TOOL_UNUSED void find__put_json(find_run *r, const find_ranking *q, int32
                                        int32_t i, int32_t j)
 {
     tool_buffer *out = &r->out.text;
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
-    tool_putf(out, "{\"by\":\"%s\",\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,", q->by,
-              (int)group + 1, (long long)explore_id(r->e, i, j), (int)i, (int)j);
+    tool_putf(out, "{\"by\":\"%s\",", q->by);
+    explore_put_expert_json(r->e, out, group, i, j);
+    tool_put(out, ",", 1);
     for (k = 0; k < q->n_columns; k++) {
         explore_put_number(out, q->columns[k].key, r->value[k]);
         tool_put(out, ",", 1);
     }
-    tool_putf(out, "\"top\":[");
-    for (k = 0; k < n; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, tokens[k]);
-        tool_put(out, "}", 1);
-    }
-    tool_putf(out, "]}\n");
+    explore_put_list_json(r->e, out, "top", tokens, n, NULL);
+    tool_put(out, "}\n", 2);
 }
 
 static TOOL_UNUSED void find__put_csv(find_run *r, const find_ranking *q, int32_t group, int32_t i,
                                       int32_t j)
 {
     tool_buffer *out = &r->out.text, words = {NULL, 0, 0, false};
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
     tool_putf(out, "%s,%d,%lld,%d,%d", q->by, (int)group + 1, (long long)explore_id(r->e, i, j),
               (int)i, (int)j);
     for (k = 0; k < q->n_columns; k++) tool_putf(out, ",%.7g", r->value[k]);
     tool_put(out, ",", 1);
-    for (k = 0; k < n; k++) {
-        if (k > 0) tool_put(&words, " ", 1);
-        explore_put_token(r->e, &words, tokens[k]);
-    }
-    tool_put_csv(out, words.size > 0 ? words.data : "", words.size);
+    explore_put_list(r->e, &words, tokens, n, false);
+    tool_put_csv(out, words.size > 0 ? words.data + 1 : "", words.size > 0 ? words.size - 1 : 0);
     tool_put(out, "\n", 1);
     out->failed = out->failed || words.failed;
     tool_buffer_free(&words);
