@@ -117,6 +117,13 @@ static TOOL_UNUSED void explore__print_help(const explore_command *about,
     printf("\nexample:\n%s\n", about->example);
 }
 
+/* The exit status if the arguments are wrong. */
+static TOOL_UNUSED int explore_usage(const char *name, const tool_error *err)
+{
+    fprintf(stderr, "explore %s: %s\n", name, err->message);
+    return EXPLORE_USAGE;
+}
+
 /* False: the subcommand ends with *status, which is 0 after --help and 2 if something is wrong. */
 static TOOL_UNUSED bool explore_arguments(explore *e, const explore_command *about,
                                           const run_option *options, size_t n, int argc,
@@ -124,29 +131,17 @@ static TOOL_UNUSED bool explore_arguments(explore *e, const explore_command *abo
                                           size_t max_files, size_t *n_files, int *status)
 {
     tool_error err = {{0}};
+    bool ok = run_parse(options, n, argc, argv, files, max_files, n_files, &err);
 
-    *status = EXPLORE_USAGE;
-    if (!run_parse(options, n, argc, argv, files, max_files, n_files, &err)) {
-        fprintf(stderr, "explore %s: %s\n", about->name, err.message);
-        return false;
-    }
-    if (e->help) {
+    if (ok && e->help) {
         explore__print_help(about, options, n);
         *status = fflush(stdout) == 0 ? EXPLORE_DONE : EXPLORE_FAILED;
         return false;
     }
-    if (*n_files < min_files) {
-        fprintf(stderr, "explore %s: needs %s (--help says more)\n", about->name, about->files);
-        return false;
-    }
-    return true;
-}
-
-/* For arguments that turn out wrong later; what explore_arguments does itself. */
-static TOOL_UNUSED int explore_usage(const char *name, const tool_error *err)
-{
-    fprintf(stderr, "explore %s: %s\n", name, err->message);
-    return EXPLORE_USAGE;
+    if (ok && *n_files < min_files)
+        ok = tool_fail(&err, "needs %s (--help says more)", about->files);
+    if (!ok) *status = explore_usage(about->name, &err);
+    return ok;
 }
 
 /* The exit status; tells the failure, if it is one. */

@@ -13,7 +13,7 @@
 #define EXPLAIN_MAX_TOP 256 /* tokens that make the vector */
 
 typedef struct explain_settings {
-    const char *expert, *word, *prompt, *temperature;
+    const char *word, *prompt, *temperature;
     int64_t     top, nearest, max_tokens, seed;
     bool        chat, jsonl;
 } explain_settings;
@@ -288,15 +288,13 @@ static TOOL_UNUSED bool explain__run(explain_run *r, const stats *s, tool_error 
 static TOOL_UNUSED bool explain__load_and_run(explain_run *r, const char **files, tool_error *err)
 {
     stats s;
-    bool ok, loaded = false;
+    bool ok = explore_open(r->e, files[0], err);
 
     memset(&s, 0, sizeof s);
-    ok = explore_open(r->e, files[0], err);
-    if (ok && r->set->word == NULL)
-        ok = explore_parse_expert(r->e, files[2], &r->group, &r->i, &r->j, err) &&
-             (loaded = stats_load(&s, r->e->model, files[1], err));
-    ok = ok && explain__run(r, &s, err);
-    if (loaded) stats_free(&s);
+    ok = ok && (r->set->word != NULL ||
+                (explore_parse_expert(r->e, files[2], &r->group, &r->i, &r->j, err) &&
+                 stats_load(&s, r->e->model, files[1], err))) && explain__run(r, &s, err);
+    stats_free(&s);
     explore_close(r->e);
     return ok;
 }
@@ -312,7 +310,7 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
         "parameters goes on with any text, and the nearest tokens tell more.",
         "  explore explain model.monet all.stats G1:E1304\n"
         "  explore explain model.monet --word \" price\"     what it says of a plain word"};
-    explain_settings set = {NULL, NULL, NULL, "0", 20, 8, 60, 0, false, false};
+    explain_settings set = {NULL, NULL, "0", 20, 8, 60, 0, false, false};
     const run_option options[] = {
         {"prompt", RUN_TEXT, (void *)&set.prompt, 0, 0, "TEXT", "another question, with X in it"},
         {"chat", RUN_FLAG, &set.chat, 0, 0, NULL, "the question as [INST] ... [/INST]"},
@@ -332,11 +330,12 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
     tool_error err = {{0}};
     const char *files[3] = {NULL, NULL, NULL}, *prompt;
     size_t n_files;
-    explain_run *r;
-    double temperature;
+    explain_run r;
     int status;
-    bool ok;
 
+    memset(&r, 0, sizeof r);
+    r.e = e;
+    r.set = &set;
     if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0], argc, argv,
                            files, 1, 3, &n_files, &status)) return status;
     prompt = explain__prompt(&set);
@@ -344,18 +343,9 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
          !tool_fail(&err, "needs %s (--help says more)", about.files)) ||
         (explain__find_x(prompt, prompt) == NULL &&
          !tool_fail(&err, "--prompt: there is no X that stands alone")) ||
-        !explore_parse_real("temperature", set.temperature, 0, 100, &temperature, &err))
+        !explore_parse_real("temperature", set.temperature, 0, 100, &r.temperature, &err))
         return explore_usage(about.name, &err);
-    r = tool_alloc(1, sizeof *r, &err);
-    ok = r != NULL;
-    if (ok) {
-        r->e = e;
-        r->set = &set;
-        r->temperature = temperature;
-        ok = explain__load_and_run(r, files, &err);
-    }
-    free(r);
-    return explore_end(e, about.name, ok, &err);
+    return explore_end(e, about.name, explain__load_and_run(&r, files, &err), &err);
 }
 
 #endif /* TOOL_EXPLORE_EXPLAIN_H */

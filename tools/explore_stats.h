@@ -299,8 +299,8 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
     if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0], argc, argv,
                            files, 2, EXPLORE_MAX_FILES, &n_files, &status)) return status;
     if (e->out == NULL && !set.summary) {
-        fprintf(stderr, "explore stats: --out FILE is missing: where the statistics go\n");
-        return EXPLORE_USAGE;
+        tool_fail(&err, "--out FILE is missing: where the statistics go");
+        return explore_usage(about.name, &err);
     }
     pass.e = e;
     pass.set = &set;
