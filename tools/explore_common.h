@@ -190,14 +190,9 @@ enum { EXPLORE_ROUTING = 1, EXPLORE_ACTIVATIONS = 2, EXPLORE_LOGITS = 4 }; /* of
 static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsigned keep,
                                         monet_session **out, tool_error *err)
 {
-    monet_error why = {{0}, MONET_OK};
     monet_session_config config;
-    monet_host host;
 
-    memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
-    host.n_threads = (int)e->threads;
-    config.host = &host;
     config.context = context;
     config.max_batch = e->batch > 0 && e->batch < context ? e->batch : context;
     config.mode = e->mode;
@@ -205,8 +200,7 @@ static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsig
     config.capture_activations = (keep & EXPLORE_ACTIVATIONS) != 0;
     config.capture_routing = (keep & (EXPLORE_ROUTING | EXPLORE_ACTIVATIONS)) != 0;
     config.all_logits = (keep & EXPLORE_LOGITS) != 0;
-    if (monet_session_create(e->model, &config, out, &why) == MONET_OK) return true;
-    return tool_fail(err, "%s", why.message);
+    return run_open_session(e->model, e->threads, &config, out, err);
 }
 
 /* The message of a call on a session that failed. */
