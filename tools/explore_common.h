@@ -223,6 +223,15 @@ static TOOL_UNUSED int32_t *explore_encode(const explore *e, const char *text, s
     return NULL;
 }
 
+static TOOL_UNUSED double explore_dot(const monet_real *a, const monet_real *b, size_t n)
+{
+    double sum = 0;
+    size_t k;
+
+    for (k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
+    return sum;
+}
+
 /* ---- explore: names of experts --------------------------------------------------------------- */
 
 #define EXPLORE_NAME 96

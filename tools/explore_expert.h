@@ -43,15 +43,6 @@ typedef struct expert_run {
 
 /* ---- expert: output direction ---------------------------------------------------------------- */
 
-static TOOL_UNUSED double expert__length(const monet_real *x, size_t n)
-{
-    double sum = 0;
-    size_t k;
-
-    for (k = 0; k < n; k++) sum += (double)x[k] * (double)x[k];
-    return sqrt(sum);
-}
-
 /* Evaluates BOS, the context before an example and the example itself: its place in the eval. */
 static TOOL_UNUSED bool expert__eval(expert_run *r, const stats_example *x, int32_t *index,
                                      tool_error *err)
@@ -79,7 +70,7 @@ static TOOL_UNUSED bool expert__add_output(expert_run *r, int32_t layer, int32_t
     if (n == NULL || monet_model_expert(r->e->model, layer, r->i, r->j, n, r->one) != MONET_OK)
         return tool_fail(err, "the output of layer %d cannot be read", (int)layer);
     for (c = 0; c < C; c++) sum[c] += r->one[c];
-    *size += expert__length(r->one, C);
+    *size += sqrt(explore_dot(r->one, r->one, C));
     return true;
 }
 
@@ -125,7 +116,7 @@ static TOOL_UNUSED bool expert__directions(expert_run *r, tool_error *err)
         expert_direction *d = &r->directions[layer - first];
         const monet_real *sum = r->sum + (size_t)(layer - first) * C;
         if (!expert__read_direction(r, d, sum, err)) return false;
-        d->alike = d->size > 0 ? expert__length(sum, C) / d->size : 0;
+        d->alike = d->size > 0 ? sqrt(explore_dot(sum, sum, C)) / d->size : 0;
         d->size /= (double)r->n_top;
     }
     return true;

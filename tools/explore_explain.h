@@ -72,15 +72,6 @@ static TOOL_UNUSED bool explain__tokens(explain_run *r, const stats *s, tool_err
                               explore_name(r->e, name, r->group, r->i, r->j));
 }
 
-static TOOL_UNUSED double explain__dot(const float *a, const float *b, size_t n)
-{
-    double sum = 0;
-    size_t k;
-
-    for (k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
-    return sum;
-}
-
 static TOOL_UNUSED bool explain__mean(explain_run *r, const monet_tensor *embed, float *row,
                                       tool_error *err)
 {
@@ -102,7 +93,7 @@ static TOOL_UNUSED bool explain__compare(explain_run *r, const monet_tensor *emb
                                          double *mean_norm, tool_error *err)
 {
     const size_t C = (size_t)r->e->arch->dim;
-    double size = sqrt(explain__dot(r->x, r->x, C)), sum = 0;
+    double size = sqrt(explore_dot(r->x, r->x, C)), sum = 0;
     int32_t V = r->e->arch->vocab_size, first, n, k;
 
     for (first = 0; first < V; first += n) {
@@ -111,11 +102,11 @@ static TOOL_UNUSED bool explain__compare(explain_run *r, const monet_tensor *emb
             return tool_fail(err, "the embeddings cannot be read");
         for (k = 0; k < n; k++) {
             const float *row = rows + (size_t)k * C;
-            double norm = sqrt(explain__dot(row, row, C));
+            double norm = sqrt(explore_dot(row, row, C));
             sum += norm;
             if (norm > 0 && size > 0)
                 explore_rank(r->nearest, (size_t)r->set->nearest, &r->n_nearest,
-                             explain__dot(row, r->x, C) / norm / size, (uint64_t)(first + k));
+                             explore_dot(row, r->x, C) / norm / size, (uint64_t)(first + k));
         }
     }
     *mean_norm = sum / (double)V;
@@ -137,7 +128,7 @@ static TOOL_UNUSED bool explain__vector(explain_run *r, tool_error *err)
          explain__mean(r, embed, rows, err) && explain__compare(r, embed, rows, &norm, err);
     free(rows);
     if (!ok) return false;
-    size = sqrt(explain__dot(r->x, r->x, C));
+    size = sqrt(explore_dot(r->x, r->x, C));
     if (!(size > 0)) return tool_fail(err, "the mean of these embeddings is zero");
     for (c = 0; c < C; c++) r->x[c] *= (float)(norm / size);
     return true;
