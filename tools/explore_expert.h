@@ -2,8 +2,7 @@
 #ifndef TOOL_EXPLORE_EXPERT_H
 #define TOOL_EXPLORE_EXPERT_H
 
-#include "explore_common.h"
-#include "stats.h"
+#include "explore_domains.h"
 
 #include <math.h>
 
@@ -175,8 +174,8 @@ static TOOL_UNUSED void expert__put_examples(expert_run *r, const char *title,
         int32_t token = x->tokens[x->n_before];
         size_t size = 0;
         const char *bytes = monet_tokenizer_bytes(r->e->tokenizer, token, &size);
-        tool_putf(out, "  %.2f  %-12.12s ", (double)x->score,
-                  x->label < r->s->n_labels ? r->s->labels[x->label].name : "");
+        tool_putf(out, "  %.2f  ", (double)x->score);
+        domains_put_name(out, r->s->labels[x->label].name, 12);
         expert__put_context(r, x->tokens, x->n_before, true);
         tool_putf(out, "%s", r->color ? "\033[1;7m" : "[");
         explore_put_safe(out, bytes != NULL ? bytes : "", size, 0);
@@ -233,8 +232,10 @@ static TOOL_UNUSED void expert__put_labels(expert_run *r)
     for (k = 0; k < r->n_labels && k < 5; k++) {
         size_t label = (size_t)list[k].index;
         uint64_t count = stats_label_count(s, r->group, r->i, r->j, label);
-        tool_putf(out, "%-9s %-16.24s mean %.5f, active %.3f %%, r %+.3f", k == 0 ? "labels" : "",
-                  s->labels[label].name, list[k].value, s->labels[label].n_tokens > 0 ?
+        tool_putf(out, "%-9s ", k == 0 ? "labels" : "");
+        domains_put_name(out, s->labels[label].name, 16);
+        tool_putf(out, "mean %.5f, active %.3f %%, r %+.3f", list[k].value,
+                  s->labels[label].n_tokens > 0 ?
                   100 * (double)count / (double)s->labels[label].n_tokens : 0.0,
                   stats_label_pearson(s, r->group, r->i, r->j, label));
         if (k == 0 && r->n_labels > 1 && list[1].value > 0)
@@ -298,7 +299,7 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
     tool_putf(out, ",\"%s\":[", key);
     for (k = 0; k < n; k++) {
         const stats_example *x = &list[k];
-        const char *label = x->label < r->s->n_labels ? r->s->labels[x->label].name : "";
+        const char *label = r->s->labels[x->label].name;
         tool_putf(out, "%s{\"score\":%.6g,", k > 0 ? "," : "", (double)x->score);
         explore_put_token_json(r->e, out, x->tokens[x->n_before]);
         tool_putf(out, ",\"label\":");
@@ -394,7 +395,7 @@ static TOOL_UNUSED void expert__put_csv(expert_run *r, const char *list_name,
 
     for (k = 0; k < n; k++) {
         const stats_example *x = &list[k];
-        const char *label = x->label < r->s->n_labels ? r->s->labels[x->label].name : "";
+        const char *label = r->s->labels[x->label].name;
         tool_putf(out, "%d,%lld,%d,%d,%s,%zu,%.6g,", (int)r->group + 1,
                   (long long)explore_id(r->e, r->i, r->j), (int)r->i, (int)r->j, list_name, k + 1,
                   (double)x->score);

@@ -33,10 +33,11 @@ static TOOL_UNUSED void pass__put_labels(tool_buffer *out, const stats *s)
     size_t k;
 
     for (k = 0; k < s->n_labels; k++) {
-        tool_put(out, "  ", 2);
-        explore_put_safe(out, s->labels[k].name, strlen(s->labels[k].name), 0);
-        tool_putf(out, "%*s %10llu tokens\n", (int)(strlen(s->labels[k].name) < 24 ?
-                  24 - strlen(s->labels[k].name) : 0), "",
+        const char *name = s->labels[k].name; /* printable: stats.h takes no other */
+        int width = explore_width(name, strlen(name));
+        tool_putf(out, "  ");
+        tool_put(out, name, strlen(name));
+        tool_putf(out, "%*s %10llu tokens\n", width < 24 ? 24 - width : 0, "",
                   (unsigned long long)s->labels[k].n_tokens);
     }
 }
