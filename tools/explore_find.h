@@ -7,8 +7,7 @@
 #ifndef TOOL_EXPLORE_FIND_H
 #define TOOL_EXPLORE_FIND_H
 
-#include "explore_common.h"
-#include "stats.h"
+#include "explore_domains.h"
 
 #include <math.h>
 
@@ -96,13 +95,11 @@ static TOOL_UNUSED bool find__word(find_run *r, int32_t group, int32_t i, int32_
 /* The paper's rule: the mean on the label, over the largest mean on another one. */
 static TOOL_UNUSED double find__label_ratio(const find_run *r, int32_t group, int32_t i, int32_t j)
 {
-    double mean = stats_label_mean(r->s, group, i, j, r->label), second = 0, other;
-    size_t k;
+    double mean = stats_label_mean(r->s, group, i, j, r->label), best[2], second;
+    int32_t label[2];
 
-    for (k = 0; k < r->s->n_labels; k++) {
-        other = k == r->label ? 0 : stats_label_mean(r->s, group, i, j, k);
-        if (other > second) second = other;
-    }
+    domains_two_best(r->s, group, (size_t)explore_id(r->e, i, j), label, best);
+    second = label[0] == (int32_t)r->label ? best[1] : best[0];
     return second > 0 ? mean / second : mean > 0 ? INFINITY : 0;
 }
 
