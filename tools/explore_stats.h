@@ -113,7 +113,7 @@ static TOOL_UNUSED bool pass__open_texts(stats_pass *p, const char **paths, size
 
 static TOOL_UNUSED bool pass__resume(stats_pass *p, const stats_config *config, tool_error *err)
 {
-    if (!stats_load(&p->s, p->e->model, p->e->out, err)) return false;
+    if (!stats_load_limited(&p->s, p->e->model, p->e->out, config->max_bytes, err)) return false;
     if (p->s.pass != p->t.hash)
         return tool_fail(err, "%.300s: was made from other texts or with other options: --resume "
                          "goes on with the same only", p->e->out);
@@ -122,7 +122,6 @@ static TOOL_UNUSED bool pass__resume(stats_pass *p, const stats_config *config, 
         return tool_fail(err, "%.300s: was made with --top %d --sample %d --context %d", p->e->out,
                          (int)p->s.config.top, (int)p->s.config.sample, (int)p->s.config.context);
     p->s.config.n_threads = config->n_threads;
-    p->s.config.max_bytes = config->max_bytes;
     return texts_seek(&p->t, p->s.windows, err);
 }
 
@@ -136,7 +135,7 @@ static TOOL_UNUSED bool pass__begin(stats_pass *p, tool_error *err)
     config.sample = (int32_t)p->set->sample;
     config.context = (int32_t)p->set->context;
     config.n_threads = (int32_t)p->e->threads;
-    config.max_bytes = (uint64_t)p->set->memory << 20;
+    config.max_bytes = (uint64_t)p->set->memory * 1000000;
     if (p->set->resume && access(p->e->out, F_OK) == 0) return pass__resume(p, &config, err);
     if (!stats_create(&p->s, p->e->model, &config, (const char *const *)p->t.labels,
                       p->t.n_labels, err)) return false;
@@ -268,7 +267,7 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         "  explore stats examples/monet-4m.monet texts/ --match '*.train.txt' --out all.stats\n"
         "  explore stats examples/monet-4m.monet a.stats b.stats --merge --out all.stats\n"
         "  explore stats examples/monet-4m.monet all.stats --summary"};
-    stats_settings set = {NULL, 256, 0, 20, 20, 12, 4096, 60, false, false, false};
+    stats_settings set = {NULL, 256, 0, 20, 20, 12, 4000, 60, false, false, false};
     const run_option options[] = {
         {"out", RUN_TEXT, (void *)&e->out, 0, 0, "FILE", "the statistics; replaced if it exists"},
         {"resume", RUN_FLAG, &set.resume, 0, 0, NULL, "go on from FILE, if it is there"},
@@ -284,7 +283,7 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         {"context", RUN_WHOLE, &set.context, 1, 1000, "N",
          "tokens kept on each side of them (default: 12)"},
         {"memory", RUN_WHOLE, &set.memory, 1, 1 << 24, "MB",
-         "refuse statistics that need more (default: 4096)"},
+         "refuse statistics that need more (default: 4000)"},
         {"autosave", RUN_WHOLE, &set.autosave, 0, 1 << 20, "S", "seconds between (default: 60)"},
         {"merge", RUN_FLAG, &set.merge, 0, 0, NULL, "the files are statistics: add them up"},
         {"summary", RUN_FLAG, &set.summary, 0, 0, NULL, "what is in a statistics file?"},
