@@ -446,8 +446,9 @@ static TOOL_UNUSED bool expert__prepare(expert_run *r, tool_error *err)
     r->logits = tool_alloc((uint64_t)r->e->arch->vocab_size, sizeof *r->logits, err);
     r->directions = tool_alloc(G, sizeof *r->directions, err);
     r->ranked = tool_alloc(G * 2 * most, sizeof *r->ranked, err);
-    return r->top != NULL && r->sample != NULL && r->labels != NULL && r->tokens != NULL && r->sum != NULL &&
-           r->one != NULL && r->logits != NULL && r->directions != NULL && r->ranked != NULL &&
+    return r->top != NULL && r->sample != NULL && r->labels != NULL && r->tokens != NULL &&
+           r->sum != NULL && r->one != NULL && r->logits != NULL && r->directions != NULL &&
+           r->ranked != NULL &&
            explore_output_open(r->e, &r->out, err) &&
            (r->set->no_output || r->set->csv ||
             explore_session(r->e, context, EXPLORE_ACTIVATIONS, &r->session, err));
@@ -494,10 +495,10 @@ static TOOL_UNUSED int explore_expert(explore *e, int argc, char **argv)
     const run_option options[] = {
         {"top", RUN_WHOLE, &set.top, 1, EXPERT_MAX_LIST, "N", "strongest tokens (default: 20)"},
         {"sample", RUN_WHOLE, &set.sample, 1, EXPERT_MAX_LIST, "N",
-         "tokens of the sample (default: 10)"},
+         "tokens of a sample of all that it is active on (default: 10)"},
         {"tokens", RUN_WHOLE, &set.tokens, 1, 1000, "N",
-         "tokens promoted and suppressed (default: 8)"},
-        {"no-output", RUN_FLAG, &set.no_output, 0, 0, NULL, "leave out what it promotes"},
+         "tokens that it promotes and suppresses (default: 8)"},
+        {"no-output", RUN_FLAG, &set.no_output, 0, 0, NULL, "leave out which tokens it promotes"},
         {"jsonl", RUN_FLAG, &set.jsonl, 0, 0, NULL, "a JSON object an expert"},
         {"csv", RUN_FLAG, &set.csv, 0, 0, NULL, "a row for each of its tokens"},
         EXPLORE_COLOR(e), EXPLORE_OUT(e), EXPLORE_OPTIONS(e),

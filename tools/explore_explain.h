@@ -293,7 +293,7 @@ static TOOL_UNUSED bool explain__load_and_run(explain_run *r, const char **files
 static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
 {
     static const explore_command about = {
-        "explain", "MODEL STATS G1:E1304",
+        "explain", "MODEL STATS EXPERT",
         "Asks the model what an expert stands for: in the place of X in a question stands the\n"
         "mean of the input embeddings of the expert's strongest tokens. Shows these tokens, the\n"
         "tokens nearest to the mean, and what the model says. Only a model that can answer such\n"
@@ -306,7 +306,7 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
         {"prompt", RUN_TEXT, (void *)&set.prompt, 0, 0, "TEXT", "another question, with X in it"},
         {"chat", RUN_FLAG, &set.chat, 0, 0, NULL, "the question as [INST] ... [/INST]"},
         {"word", RUN_TEXT, (void *)&set.word, 0, 0, "WORD",
-         "a word of one token instead of an expert, to compare"},
+         "instead of an expert: a word, best of one token, to compare"},
         {"top", RUN_WHOLE, &set.top, 1, EXPLAIN_MAX_TOP, "N",
          "strongest tokens that make the vector (default: 20)"},
         {"nearest", RUN_WHOLE, &set.nearest, 1, 1000, "N", "nearest tokens shown (default: 8)"},

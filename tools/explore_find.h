@@ -382,10 +382,11 @@ static TOOL_UNUSED int explore_find(explore *e, int argc, char **argv)
     find_settings set = {NULL, NULL, NULL, NULL, 20, 10, false, false, false};
     const run_option options[] = {
         {"word", RUN_TEXT, (void *)&set.word, 0, 0, "WORD",
-         "with a space before it: only so; without: either way"},
+         "price: with or without a space before it; \" price\": only with"},
         {"label", RUN_TEXT, (void *)&set.label, 0, 0, "LABEL", "a label of the statistics"},
-        {"score", RUN_FLAG, &set.score, 0, 0, NULL, "by the scores of the texts"},
-        {"like", RUN_TEXT, (void *)&set.like, 0, 0, "TEXT", "by a text"},
+        {"score", RUN_FLAG, &set.score, 0, 0, NULL, "correlated with the scores of the texts"},
+        {"like", RUN_TEXT, (void *)&set.like, 0, 0, "TEXT",
+         "more active on this text than in general"},
         {"floor", RUN_WHOLE, &set.floor, 0, INT64_MAX, "N",
          "labels, scores: active on at least N tokens (default: 10)"},
         {"group", RUN_TEXT, (void *)&set.group, 0, 0, "G1", "this group only (default: all)"},

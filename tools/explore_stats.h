@@ -253,7 +253,7 @@ static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, siz
         stats_free(&other);
     }
     ok = ok && (p->set->summary || stats_save(&p->s, p->e->out, err));
-    return ok && (p->e->quiet || pass__show_summary(p->e, &p->s, NULL, err));
+    return ok && ((p->e->quiet && !p->set->summary) || pass__show_summary(p->e, &p->s, NULL, err));
 }
 
 static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
@@ -263,7 +263,8 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         "Reads texts through the model in one pass and counts for every expert: how often it is\n"
         "active, its mean score per label, its strongest tokens. TEXTS are files and folders; the\n"
         "label of a file is its name up to the first dot. A .jsonl file has a document a line:\n"
-        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C.",
+        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C. A summary\n"
+        "ends it; --quiet leaves that out.",
         "  explore stats examples/monet-4m.monet texts/ --match '*.train.txt' --out all.stats\n"
         "  explore stats examples/monet-4m.monet a.stats b.stats --merge --out all.stats\n"
         "  explore stats examples/monet-4m.monet all.stats --summary"};
@@ -272,7 +273,7 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         {"out", RUN_TEXT, (void *)&e->out, 0, 0, "FILE", "the statistics; replaced if it exists"},
         {"resume", RUN_FLAG, &set.resume, 0, 0, NULL, "go on from FILE, if it is there"},
         {"match", RUN_TEXT, (void *)&set.match, 0, 0, "PATTERN",
-         "of folders: only files with such names"},
+         "in folders only files with such names"},
         {"window", RUN_WHOLE, &set.window, 2, 1 << 20, "N",
          "tokens that are read together (default: 256)"},
         {"max-windows", RUN_WHOLE, &set.max_windows, 1, INT64_MAX, "N",
@@ -284,9 +285,10 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
          "tokens kept on each side of them (default: 12)"},
         {"memory", RUN_WHOLE, &set.memory, 1, 1 << 24, "MB",
          "refuse statistics that need more (default: 4000)"},
-        {"autosave", RUN_WHOLE, &set.autosave, 0, 1 << 20, "S", "seconds between (default: 60)"},
-        {"merge", RUN_FLAG, &set.merge, 0, 0, NULL, "the files are statistics: add them up"},
-        {"summary", RUN_FLAG, &set.summary, 0, 0, NULL, "what is in a statistics file?"},
+        {"autosave", RUN_WHOLE, &set.autosave, 0, 1 << 20, "S",
+         "save every S seconds (default: 60)"},
+        {"merge", RUN_FLAG, &set.merge, 0, 0, NULL, "TEXTS are files of statistics: add them up"},
+        {"summary", RUN_FLAG, &set.summary, 0, 0, NULL, "only say what is in a file of statistics"},
         EXPLORE_OPTIONS(e),
     };
     static const char *files[EXPLORE_MAX_FILES];
