@@ -348,23 +348,18 @@ static void finish_shares(subject *s, double count)
 /* Runs the first n tokens once and counts the half-experts that they use. */
 static bool measure_needs(subject *s, size_t n, int threads, tool_error *err)
 {
-    monet_error why = {{0}, MONET_OK};
     monet_session_config config;
     monet_session *session = NULL;
-    monet_host host;
     size_t at, count;
     bool ok = alloc_shares(s, err);
 
     memset(&config, 0, sizeof config);
-    memset(&host, 0, sizeof host);
-    host.n_threads = threads;
-    config.host = &host;
     config.context = (int32_t)n;
     config.max_batch = n < 64 ? (int32_t)n : 64;
     config.capture_routing = true;
     config.mode = MONET_FAST;
-    if (ok && monet_session_create(s->model, &config, &session, &why) != MONET_OK)
-        ok = tool_fail(err, "%s: %s", s->label, why.message);
+    ok = ok && (run_open_session(s->model, threads, &config, &session, err) ||
+                tool_prefix(err, s->label));
     for (at = 0; ok && at < n && !interrupted; at += count) {
         count = n - at < 64 ? n - at : 64;
         if (monet_session_eval(session, s->tokens + at, count) != MONET_OK)

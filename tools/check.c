@@ -1183,11 +1183,8 @@ static bool has_work(const check *c)
 static bool start_session(check *c, const monet_model *model, tool_error *err)
 {
     uint64_t context = c->prompt.count + c->greedy.count;
-    monet_error why = {{0}, MONET_OK};
-    monet_host host;
     monet_session_config config;
 
-    memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
     if ((uint64_t)c->T > context) context = (uint64_t)c->T;
     if (!has_work(c))
@@ -1197,17 +1194,13 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
     if (context > INT32_MAX)
         return tool_fail(err, "a sequence has %llu tokens, at most %d are possible",
                          (unsigned long long)context, INT32_MAX);
-    host.n_threads = (int)c->set.threads;
-    config.host = &host;
     config.context = (int32_t)context;
     config.max_batch = context < BATCH ? (int32_t)context : BATCH;
     config.kv_dtype = c->set.kv;
     config.mode = c->set.mode;
     config.kernels = c->set.kernels;
     config.capture_routing = config.all_logits = true;
-    if (monet_session_create(model, &config, &c->session, &why) != MONET_OK)
-        return tool_fail(err, "%s", why.message);
-    return true;
+    return run_open_session(model, c->set.threads, &config, &c->session, err);
 }
 
 static bool compare_all(check *c, tool_error *err)

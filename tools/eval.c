@@ -498,14 +498,9 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
 static bool start(const evaluation *e, const monet_model *model, way run, const monet_edit *edit,
                   monet_session **out, tool_error *err)
 {
-    monet_error why = {{0}, MONET_OK};
-    monet_host host;
     monet_session_config config;
 
-    memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
-    host.n_threads = (int)e->set.threads;
-    config.host = &host;
     config.context = (int32_t)e->set.context;
     config.max_batch = e->set.context < BATCH ? (int32_t)e->set.context : BATCH;
     config.kv_dtype = e->set.kv;
@@ -513,8 +508,7 @@ static bool start(const evaluation *e, const monet_model *model, way run, const 
     config.kernels = run.kernels;
     config.all_logits = true;
     config.capture_routing = e->n_routers > 0;
-    if (monet_session_create(model, &config, out, &why) != MONET_OK)
-        return tool_fail(err, "%s", why.message);
+    if (!run_open_session(model, e->set.threads, &config, out, err)) return false;
     if (monet_session_set_edit(*out, edit) == MONET_OK) return true;
     return tool_fail(err, "the other model: %s; --compare-edit none leaves the edit out",
                      monet_session_error(*out)->message);

@@ -29,13 +29,13 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {"tokens", explore_tokens, "which experts each token of a text uses"},
-    {"stats", explore_stats, "texts -> a file with what every expert does on them"},
+    {"stats", explore_stats, "reads texts; writes a file with what every expert does on them"},
     {"expert", explore_expert, "one expert: how often, where, its tokens, what it promotes"},
     {"find", explore_find, "experts for a word, a label or a text"},
     {"explain", explore_explain, "the model says what an expert stands for"},
     {"domains", explore_domains, "which experts belong to which label of the texts"},
-    {"unlearn", explore_unlearn, "what removing the experts of a label does to the texts of all"},
-    {"report", explore_report, "all of it as one HTML file, to look at in a browser"},
+    {"unlearn", explore_unlearn, "what removing the experts of a label does, to all labels"},
+    {"report", explore_report, "the statistics as one HTML file, to look at in a browser"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };

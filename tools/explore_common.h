@@ -1,7 +1,8 @@
 /* explore_common.h: what the subcommands of tools/explore.c share: the model, names of experts and
    tokens, arguments, output, Ctrl-C.
 
-   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0] is its name):
+   Include it after monet.h and tokenizer_files.h. A subcommand is a function of this form (argv[0]
+   is its name):
 
        static int explore_find(explore *e, int argc, char **argv)
        {
@@ -116,6 +117,13 @@ static TOOL_UNUSED void explore__print_help(const explore_command *about,
     printf("\nexample:\n%s\n", about->example);
 }
 
+/* The exit status if the arguments are wrong. */
+static TOOL_UNUSED int explore_usage(const char *name, const tool_error *err)
+{
+    fprintf(stderr, "explore %s: %s\n", name, err->message);
+    return EXPLORE_USAGE;
+}
+
 /* False: the subcommand ends with *status, which is 0 after --help and 2 if something is wrong. */
 static TOOL_UNUSED bool explore_arguments(explore *e, const explore_command *about,
                                           const run_option *options, size_t n, int argc,
@@ -123,29 +131,17 @@ static TOOL_UNUSED bool explore_arguments(explore *e, const explore_command *abo
                                           size_t max_files, size_t *n_files, int *status)
 {
     tool_error err = {{0}};
+    bool ok = run_parse(options, n, argc, argv, files, max_files, n_files, &err);
 
-    *status = EXPLORE_USAGE;
-    if (!run_parse(options, n, argc, argv, files, max_files, n_files, &err)) {
-        fprintf(stderr, "explore %s: %s\n", about->name, err.message);
-        return false;
-    }
-    if (e->help) {
+    if (ok && e->help) {
         explore__print_help(about, options, n);
         *status = fflush(stdout) == 0 ? EXPLORE_DONE : EXPLORE_FAILED;
         return false;
     }
-    if (*n_files < min_files) {
-        fprintf(stderr, "explore %s: needs %s (--help says more)\n", about->name, about->files);
-        return false;
-    }
-    return true;
-}
-
-/* For arguments that turn out wrong later; what explore_arguments does itself. */
-static TOOL_UNUSED int explore_usage(const char *name, const tool_error *err)
-{
-    fprintf(stderr, "explore %s: %s\n", name, err->message);
-    return EXPLORE_USAGE;
+    if (ok && *n_files < min_files)
+        ok = tool_fail(&err, "needs %s (--help says more)", about->files);
+    if (!ok) *status = explore_usage(about->name, &err);
+    return ok;
 }
 
 /* The exit status; tells the failure, if it is one. */
@@ -194,14 +190,9 @@ enum { EXPLORE_ROUTING = 1, EXPLORE_ACTIVATIONS = 2, EXPLORE_LOGITS = 4 }; /* of
 static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsigned keep,
                                         monet_session **out, tool_error *err)
 {
-    monet_error why = {{0}, MONET_OK};
     monet_session_config config;
-    monet_host host;
 
-    memset(&host, 0, sizeof host);
     memset(&config, 0, sizeof config);
-    host.n_threads = (int)e->threads;
-    config.host = &host;
     config.context = context;
     config.max_batch = e->batch > 0 && e->batch < context ? e->batch : context;
     config.mode = e->mode;
@@ -209,8 +200,7 @@ static TOOL_UNUSED bool explore_session(const explore *e, int32_t context, unsig
     config.capture_activations = (keep & EXPLORE_ACTIVATIONS) != 0;
     config.capture_routing = (keep & (EXPLORE_ROUTING | EXPLORE_ACTIVATIONS)) != 0;
     config.all_logits = (keep & EXPLORE_LOGITS) != 0;
-    if (monet_session_create(e->model, &config, out, &why) == MONET_OK) return true;
-    return tool_fail(err, "%s", why.message);
+    return run_open_session(e->model, e->threads, &config, out, err);
 }
 
 /* The message of a call on a session that failed. */
@@ -231,6 +221,15 @@ static TOOL_UNUSED int32_t *explore_encode(const explore *e, const char *text, s
     free(tokens);
     tool_prefix(err, "the text");
     return NULL;
+}
+
+static TOOL_UNUSED double explore_dot(const monet_real *a, const monet_real *b, size_t n)
+{
+    double sum = 0;
+    size_t k;
+
+    for (k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
+    return sum;
 }
 
 /* ---- explore: names of experts --------------------------------------------------------------- */
@@ -439,6 +438,14 @@ static TOOL_UNUSED void explore_put_tokens(const explore *e, tool_buffer *out,
     }
 }
 
+/* "group":1,"id":1304,"i":20,"j":24 */
+static TOOL_UNUSED void explore_put_expert_json(const explore *e, tool_buffer *out, int32_t group,
+                                                int32_t i, int32_t j)
+{
+    tool_putf(out, "\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d", (int)group + 1,
+              (long long)explore_id(e, i, j), (int)i, (int)j);
+}
+
 /* "key":1.5, or null for what is no finite number. */
 static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, double value)
 {
@@ -468,6 +475,37 @@ static TOOL_UNUSED void explore_rank(explore_ranked *list, size_t capacity, size
     for (k = *n - 1; k > 0 && value > list[k - 1].value; k--) list[k] = list[k - 1];
     list[k].value = value;
     list[k].index = index;
+}
+
+/* A list of tokens, by index:  " price" " cost"  or, with values,  " price" 0.98, " cost" 0.50.
+   A blank stands before each.                                                                  */
+static TOOL_UNUSED void explore_put_list(const explore *e, tool_buffer *out,
+                                         const explore_ranked *list, size_t n, bool values)
+{
+    size_t k;
+
+    for (k = 0; k < n; k++) {
+        tool_putf(out, "%s ", values && k > 0 ? "," : "");
+        explore_put_token(e, out, (int32_t)list[k].index);
+        if (values) tool_putf(out, " %.2f", list[k].value);
+    }
+}
+
+/* "key":[{"token":17,"text":" price"},...], with the values under that name, if it is not NULL. */
+static TOOL_UNUSED void explore_put_list_json(const explore *e, tool_buffer *out, const char *key,
+                                              const explore_ranked *list, size_t n,
+                                              const char *value)
+{
+    size_t k;
+
+    tool_putf(out, "\"%s\":[", key);
+    for (k = 0; k < n; k++) {
+        tool_putf(out, "%s{", k > 0 ? "," : "");
+        explore_put_token_json(e, out, (int32_t)list[k].index);
+        if (value != NULL) tool_putf(out, ",\"%s\":%.6g", value, list[k].value);
+        tool_put(out, "}", 1);
+    }
+    tool_put(out, "]", 1);
 }
 
 /* ---- explore: output ------------------------------------------------------------------------- */

@@ -2,8 +2,7 @@
 #ifndef TOOL_EXPLORE_EXPERT_H
 #define TOOL_EXPLORE_EXPERT_H
 
-#include "explore_common.h"
-#include "stats.h"
+#include "explore_domains.h"
 
 #include <math.h>
 
@@ -33,6 +32,8 @@ typedef struct expert_run {
     size_t                 n_top, n_sample;
     monet_session         *session;
     int32_t               *tokens;     /* BOS and the context up to the token */
+    explore_ranked        *labels;     /* (n_labels) by mean score */
+    size_t                 n_labels;
     monet_real            *sum, *one, *logits;
     expert_direction      *directions; /* of each layer of the group */
     explore_ranked        *ranked;     /* memory of their lists */
@@ -40,15 +41,6 @@ typedef struct expert_run {
 } expert_run;
 
 /* ---- expert: output direction ---------------------------------------------------------------- */
-
-static TOOL_UNUSED double expert__length(const monet_real *x, size_t n)
-{
-    double sum = 0;
-    size_t k;
-
-    for (k = 0; k < n; k++) sum += (double)x[k] * (double)x[k];
-    return sqrt(sum);
-}
 
 /* Evaluates BOS, the context before an example and the example itself: its place in the eval. */
 static TOOL_UNUSED bool expert__eval(expert_run *r, const stats_example *x, int32_t *index,
@@ -77,7 +69,7 @@ static TOOL_UNUSED bool expert__add_output(expert_run *r, int32_t layer, int32_t
     if (n == NULL || monet_model_expert(r->e->model, layer, r->i, r->j, n, r->one) != MONET_OK)
         return tool_fail(err, "the output of layer %d cannot be read", (int)layer);
     for (c = 0; c < C; c++) sum[c] += r->one[c];
-    *size += expert__length(r->one, C);
+    *size += sqrt(explore_dot(r->one, r->one, C));
     return true;
 }
 
@@ -123,7 +115,7 @@ static TOOL_UNUSED bool expert__directions(expert_run *r, tool_error *err)
         expert_direction *d = &r->directions[layer - first];
         const monet_real *sum = r->sum + (size_t)(layer - first) * C;
         if (!expert__read_direction(r, d, sum, err)) return false;
-        d->alike = d->size > 0 ? expert__length(sum, C) / d->size : 0;
+        d->alike = d->size > 0 ? sqrt(explore_dot(sum, sum, C)) / d->size : 0;
         d->size /= (double)r->n_top;
     }
     return true;
@@ -182,8 +174,8 @@ static TOOL_UNUSED void expert__put_examples(expert_run *r, const char *title,
         int32_t token = x->tokens[x->n_before];
         size_t size = 0;
         const char *bytes = monet_tokenizer_bytes(r->e->tokenizer, token, &size);
-        tool_putf(out, "  %.2f  %-12.12s ", (double)x->score,
-                  x->label < r->s->n_labels ? r->s->labels[x->label].name : "");
+        tool_putf(out, "  %.2f  ", (double)x->score);
+        domains_put_name(out, r->s->labels[x->label].name, 12);
         expert__put_context(r, x->tokens, x->n_before, true);
         tool_putf(out, "%s", r->color ? "\033[1;7m" : "[");
         explore_put_safe(out, bytes != NULL ? bytes : "", size, 0);
@@ -219,47 +211,36 @@ static TOOL_UNUSED void expert__put_numbers(expert_run *r)
                                       r_score);
 }
 
-/* Labels by mean score, the largest first, in `list` (n_labels). */
-static TOOL_UNUSED size_t expert__labels(const expert_run *r, explore_ranked *list)
-{
-    size_t n = 0, k;
-
-    for (k = 0; k < r->s->n_labels; k++)
-        explore_rank(list, r->s->n_labels, &n, stats_label_mean(r->s, r->group, r->i, r->j, k), k);
-    return n;
-}
-
-static TOOL_UNUSED bool expert__put_labels(expert_run *r, tool_error *err)
-{
-    const stats *s = r->s;
-    explore_ranked *list = tool_alloc(s->n_labels, sizeof *list, err);
-    tool_buffer *out = &r->out.text;
-    size_t n, k;
-
-    if (list == NULL) return false;
-    n = expert__labels(r, list);
-    for (k = 0; k < n && k < 5; k++) {
-        size_t label = (size_t)list[k].index;
-        uint64_t count = stats_label_count(s, r->group, r->i, r->j, label);
-        tool_putf(out, "%-9s %-16.24s mean %.5f, active %.3f %%, r %+.3f", k == 0 ? "labels" : "",
-                  s->labels[label].name, list[k].value, s->labels[label].n_tokens > 0 ?
-                  100 * (double)count / (double)s->labels[label].n_tokens : 0.0,
-                  stats_label_pearson(s, r->group, r->i, r->j, label));
-        if (k == 0 && n > 1 && list[1].value > 0)
-            tool_putf(out, "   %.2f x the second", list[0].value / list[1].value);
-        tool_put(out, "\n", 1);
-    }
-    free(list);
-    return true;
-}
-
-static TOOL_UNUSED void expert__put_tokens(expert_run *r, const explore_ranked *list, size_t n)
+/* Labels by mean score, the largest first. */
+static TOOL_UNUSED void expert__rank_labels(expert_run *r)
 {
     size_t k;
 
-    for (k = 0; k < n; k++) {
-        tool_put(&r->out.text, " ", 1);
-        explore_put_token(r->e, &r->out.text, (int32_t)list[k].index);
+    r->n_labels = 0;
+    for (k = 0; k < r->s->n_labels; k++)
+        explore_rank(r->labels, r->s->n_labels, &r->n_labels,
+                     stats_label_mean(r->s, r->group, r->i, r->j, k), k);
+}
+
+static TOOL_UNUSED void expert__put_labels(expert_run *r)
+{
+    const stats *s = r->s;
+    const explore_ranked *list = r->labels;
+    tool_buffer *out = &r->out.text;
+    size_t k;
+
+    for (k = 0; k < r->n_labels && k < 5; k++) {
+        size_t label = (size_t)list[k].index;
+        uint64_t count = stats_label_count(s, r->group, r->i, r->j, label);
+        tool_putf(out, "%-9s ", k == 0 ? "labels" : "");
+        domains_put_name(out, s->labels[label].name, 16);
+        tool_putf(out, "mean %.5f, active %.3f %%, r %+.3f", list[k].value,
+                  s->labels[label].n_tokens > 0 ?
+                  100 * (double)count / (double)s->labels[label].n_tokens : 0.0,
+                  stats_label_pearson(s, r->group, r->i, r->j, label));
+        if (k == 0 && r->n_labels > 1 && list[1].value > 0)
+            tool_putf(out, "   %.2f x the second", list[0].value / list[1].value);
+        tool_put(out, "\n", 1);
     }
 }
 
@@ -273,25 +254,24 @@ static TOOL_UNUSED void expert__put_directions(expert_run *r)
     for (layer = first; layer <= explore_last_layer(r->e, r->group); layer++) {
         const expert_direction *d = &r->directions[layer - first];
         tool_putf(out, "  layer %-3d promotes  ", (int)layer);
-        expert__put_tokens(r, d->up, d->n_up);
+        explore_put_list(r->e, out, d->up, d->n_up, false);
         tool_putf(out, "\n%12ssuppresses", "");
-        expert__put_tokens(r, d->down, d->n_down);
+        explore_put_list(r->e, out, d->down, d->n_down, false);
         tool_putf(out, "\n%12slength %.3f, %.0f %% of it alike in all\n", "", d->size,
                   100 * d->alike);
     }
 }
 
-static TOOL_UNUSED bool expert__put_text(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_text(expert_run *r)
 {
     char name[EXPLORE_NAME];
 
     tool_putf(&r->out.text, "%s\n", explore_name(r->e, name, r->group, r->i, r->j));
     expert__put_numbers(r);
-    if (!expert__put_labels(r, err)) return false;
+    expert__put_labels(r);
     expert__put_examples(r, "strongest tokens", r->top, r->n_top);
     expert__put_examples(r, "a sample of all tokens that it is active on", r->sample, r->n_sample);
     if (!r->set->no_output && r->n_top > 0) expert__put_directions(r);
-    return true;
 }
 
 /* ---- expert: JSON and CSV -------------------------------------------------------------------- */
@@ -319,7 +299,7 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
     tool_putf(out, ",\"%s\":[", key);
     for (k = 0; k < n; k++) {
         const stats_example *x = &list[k];
-        const char *label = x->label < r->s->n_labels ? r->s->labels[x->label].name : "";
+        const char *label = r->s->labels[x->label].name;
         tool_putf(out, "%s{\"score\":%.6g,", k > 0 ? "," : "", (double)x->score);
         explore_put_token_json(r->e, out, x->tokens[x->n_before]);
         tool_putf(out, ",\"label\":");
@@ -334,31 +314,26 @@ static TOOL_UNUSED void expert__put_examples_json(expert_run *r, const char *key
     tool_put(out, "]", 1);
 }
 
-static TOOL_UNUSED bool expert__put_labels_json(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_labels_json(expert_run *r)
 {
     const stats *s = r->s;
-    explore_ranked *list = tool_alloc(s->n_labels, sizeof *list, err);
     tool_buffer *out = &r->out.text;
-    size_t n, k;
+    size_t k;
 
-    if (list == NULL) return false;
-    n = expert__labels(r, list);
     tool_putf(out, ",\"labels\":[");
-    for (k = 0; k < n; k++) {
-        size_t label = (size_t)list[k].index;
+    for (k = 0; k < r->n_labels; k++) {
+        size_t label = (size_t)r->labels[k].index;
         tool_putf(out, "%s{\"label\":", k > 0 ? "," : "");
         explore_put_json(out, s->labels[label].name, strlen(s->labels[label].name));
         tool_putf(out, ",\"tokens\":%llu,\"active\":%llu,",
                   (unsigned long long)s->labels[label].n_tokens,
                   (unsigned long long)stats_label_count(s, r->group, r->i, r->j, label));
-        explore_put_number(out, "mean", list[k].value);
+        explore_put_number(out, "mean", r->labels[k].value);
         tool_put(out, ",", 1);
         explore_put_number(out, "r", stats_label_pearson(s, r->group, r->i, r->j, label));
         tool_put(out, "}", 1);
     }
     tool_put(out, "]", 1);
-    free(list);
-    return true;
 }
 
 static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
@@ -368,11 +343,11 @@ static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
     const stats_sum *i = stats_half(s, r->group, 0, r->i), *j = stats_half(s, r->group, 1, r->j);
     tool_buffer *out = &r->out.text;
 
-    tool_putf(out, "{\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,\"layers\":[%d,%d],\"tokens\":%llu,"
-              "\"active\":%llu,", (int)r->group + 1, (long long)explore_id(r->e, r->i, r->j),
-              (int)r->i, (int)r->j, (int)explore_first_layer(r->e, r->group),
-              (int)explore_last_layer(r->e, r->group), (unsigned long long)s->n_tokens,
-              (unsigned long long)x->count);
+    tool_put(out, "{", 1);
+    explore_put_expert_json(r->e, out, r->group, r->i, r->j);
+    tool_putf(out, ",\"layers\":[%d,%d],\"tokens\":%llu,\"active\":%llu,",
+              (int)explore_first_layer(r->e, r->group), (int)explore_last_layer(r->e, r->group),
+              (unsigned long long)s->n_tokens, (unsigned long long)x->count);
     explore_put_number(out, "mean", stats_mean(s, r->group, r->i, r->j));
     tool_put(out, ",", 1);
     explore_put_number(out, "lift", stats_lift(s, r->group, r->i, r->j));
@@ -383,27 +358,13 @@ static TOOL_UNUSED void expert__put_numbers_json(expert_run *r)
               (unsigned long long)j->count, stats_half_mean(s, r->group, 1, r->j));
 }
 
-static TOOL_UNUSED void expert__put_tokens_json(expert_run *r, const char *key,
-                                                const explore_ranked *list, size_t n)
-{
-    size_t k;
-
-    tool_putf(&r->out.text, ",\"%s\":[", key);
-    for (k = 0; k < n; k++) {
-        tool_putf(&r->out.text, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, &r->out.text, (int32_t)list[k].index);
-        tool_put(&r->out.text, "}", 1);
-    }
-    tool_put(&r->out.text, "]", 1);
-}
-
-static TOOL_UNUSED bool expert__put_json(expert_run *r, tool_error *err)
+static TOOL_UNUSED void expert__put_json(expert_run *r)
 {
     int32_t first = explore_first_layer(r->e, r->group), layer;
     tool_buffer *out = &r->out.text;
 
     expert__put_numbers_json(r);
-    if (!expert__put_labels_json(r, err)) return false;
+    expert__put_labels_json(r);
     expert__put_examples_json(r, "top", r->top, r->n_top);
     expert__put_examples_json(r, "sample", r->sample, r->n_sample);
     if (!r->set->no_output && r->n_top > 0) {
@@ -414,14 +375,15 @@ static TOOL_UNUSED bool expert__put_json(expert_run *r, tool_error *err)
             explore_put_number(out, "length", d->size);
             tool_put(out, ",", 1);
             explore_put_number(out, "alike", d->alike);
-            expert__put_tokens_json(r, "promotes", d->up, d->n_up);
-            expert__put_tokens_json(r, "suppresses", d->down, d->n_down);
+            tool_put(out, ",", 1);
+            explore_put_list_json(r->e, out, "promotes", d->up, d->n_up, NULL);
+            tool_put(out, ",", 1);
+            explore_put_list_json(r->e, out, "suppresses", d->down, d->n_down, NULL);
             tool_put(out, "}", 1);
         }
         tool_put(out, "]", 1);
     }
     tool_put(out, "}\n", 2);
-    return true;
 }
 
 /* A row an example. */
@@ -433,7 +395,7 @@ static TOOL_UNUSED void expert__put_csv(expert_run *r, const char *list_name,
 
     for (k = 0; k < n; k++) {
         const stats_example *x = &list[k];
-        const char *label = x->label < r->s->n_labels ? r->s->labels[x->label].name : "";
+        const char *label = r->s->labels[x->label].name;
         tool_putf(out, "%d,%lld,%d,%d,%s,%zu,%.6g,", (int)r->group + 1,
                   (long long)explore_id(r->e, r->i, r->j), (int)r->i, (int)r->j, list_name, k + 1,
                   (double)x->score);
@@ -462,8 +424,9 @@ static TOOL_UNUSED bool expert__one(expert_run *r, const char *which, tool_error
         expert__put_csv(r, "top", r->top, r->n_top);
         expert__put_csv(r, "sample", r->sample, r->n_sample);
     } else {
-        ok = (r->set->no_output || expert__directions(r, err)) &&
-             (r->set->jsonl ? expert__put_json(r, err) : expert__put_text(r, err));
+        expert__rank_labels(r);
+        ok = r->set->no_output || expert__directions(r, err);
+        if (ok) (r->set->jsonl ? expert__put_json : expert__put_text)(r);
     }
     return ok && explore_flush(r->e, &r->out, err);
 }
@@ -476,14 +439,16 @@ static TOOL_UNUSED bool expert__prepare(expert_run *r, tool_error *err)
 
     r->top = tool_alloc((uint64_t)r->set->top, sizeof *r->top, err);
     r->sample = tool_alloc((uint64_t)r->set->sample, sizeof *r->sample, err);
+    r->labels = tool_alloc(r->s->n_labels, sizeof *r->labels, err);
     r->tokens = tool_alloc((uint64_t)context, sizeof *r->tokens, err);
     r->sum = tool_alloc(G * C, sizeof *r->sum, err);
     r->one = tool_alloc(C, sizeof *r->one, err);
     r->logits = tool_alloc((uint64_t)r->e->arch->vocab_size, sizeof *r->logits, err);
     r->directions = tool_alloc(G, sizeof *r->directions, err);
     r->ranked = tool_alloc(G * 2 * most, sizeof *r->ranked, err);
-    return r->top != NULL && r->sample != NULL && r->tokens != NULL && r->sum != NULL &&
-           r->one != NULL && r->logits != NULL && r->directions != NULL && r->ranked != NULL &&
+    return r->top != NULL && r->sample != NULL && r->labels != NULL && r->tokens != NULL &&
+           r->sum != NULL && r->one != NULL && r->logits != NULL && r->directions != NULL &&
+           r->ranked != NULL &&
            explore_output_open(r->e, &r->out, err) &&
            (r->set->no_output || r->set->csv ||
             explore_session(r->e, context, EXPLORE_ACTIVATIONS, &r->session, err));
@@ -507,6 +472,7 @@ static TOOL_UNUSED bool expert__run(expert_run *r, const char **which, size_t n,
     monet_session_free(r->session);
     free(r->top);
     free(r->sample);
+    free(r->labels);
     free(r->tokens);
     free(r->sum);
     free(r->one);
@@ -529,10 +495,10 @@ static TOOL_UNUSED int explore_expert(explore *e, int argc, char **argv)
     const run_option options[] = {
         {"top", RUN_WHOLE, &set.top, 1, EXPERT_MAX_LIST, "N", "strongest tokens (default: 20)"},
         {"sample", RUN_WHOLE, &set.sample, 1, EXPERT_MAX_LIST, "N",
-         "tokens of the sample (default: 10)"},
+         "tokens of a sample of all that it is active on (default: 10)"},
         {"tokens", RUN_WHOLE, &set.tokens, 1, 1000, "N",
-         "tokens promoted and suppressed (default: 8)"},
-        {"no-output", RUN_FLAG, &set.no_output, 0, 0, NULL, "leave out what it promotes"},
+         "tokens that it promotes and suppresses (default: 8)"},
+        {"no-output", RUN_FLAG, &set.no_output, 0, 0, NULL, "leave out which tokens it promotes"},
         {"jsonl", RUN_FLAG, &set.jsonl, 0, 0, NULL, "a JSON object an expert"},
         {"csv", RUN_FLAG, &set.csv, 0, 0, NULL, "a row for each of its tokens"},
         EXPLORE_COLOR(e), EXPLORE_OUT(e), EXPLORE_OPTIONS(e),

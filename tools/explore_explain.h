@@ -13,7 +13,7 @@
 #define EXPLAIN_MAX_TOP 256 /* tokens that make the vector */
 
 typedef struct explain_settings {
-    const char *expert, *word, *prompt, *temperature;
+    const char *word, *prompt, *temperature;
     int64_t     top, nearest, max_tokens, seed;
     bool        chat, jsonl;
 } explain_settings;
@@ -25,8 +25,7 @@ typedef struct explain_run {
     monet_session          *session;
     double                  temperature;
     int32_t                 group, i, j;
-    int32_t                 tokens[EXPLAIN_MAX_TOP];  /* each once, the heaviest first */
-    double                  weights[EXPLAIN_MAX_TOP]; /* sums of scores */
+    explore_ranked          tokens[EXPLAIN_MAX_TOP]; /* each once, by the sum of its scores */
     size_t                  n_tokens;
     float                  *x;       /* (C) */
     explore_ranked         *nearest; /* tokens by the cosine of their embeddings with x */
@@ -38,22 +37,16 @@ typedef struct explain_run {
 
 static TOOL_UNUSED void explain__add_token(explain_run *r, int32_t token, double weight)
 {
+    explore_ranked *list = r->tokens;
     size_t k = 0;
 
-    while (k < r->n_tokens && r->tokens[k] != token) k++;
+    while (k < r->n_tokens && list[k].index != (uint64_t)token) k++;
     if (k == EXPLAIN_MAX_TOP) return;
-    if (k == r->n_tokens) {
-        r->tokens[k] = token;
-        r->weights[k] = 0;
-        r->n_tokens++;
-    }
-    weight += r->weights[k];
-    for (; k > 0 && r->weights[k - 1] < weight; k--) {
-        r->weights[k] = r->weights[k - 1];
-        r->tokens[k] = r->tokens[k - 1];
-    }
-    r->weights[k] = weight;
-    r->tokens[k] = token;
+    if (k < r->n_tokens) weight += list[k].value;
+    else r->n_tokens++;
+    for (; k > 0 && list[k - 1].value < weight; k--) list[k] = list[k - 1];
+    list[k].value = weight;
+    list[k].index = (uint64_t)token;
 }
 
 /* The strongest tokens of the expert, or those of --word. */
@@ -79,26 +72,18 @@ static TOOL_UNUSED bool explain__tokens(explain_run *r, const stats *s, tool_err
                               explore_name(r->e, name, r->group, r->i, r->j));
 }
 
-static TOOL_UNUSED double explain__dot(const float *a, const float *b, size_t n)
-{
-    double sum = 0;
-    size_t k;
-
-    for (k = 0; k < n; k++) sum += (double)a[k] * (double)b[k];
-    return sum;
-}
-
 static TOOL_UNUSED bool explain__mean(explain_run *r, const monet_tensor *embed, float *row,
                                       tool_error *err)
 {
     size_t C = (size_t)r->e->arch->dim, k, c;
     double total = 0;
 
-    for (k = 0; k < r->n_tokens; k++) total += r->weights[k];
+    for (k = 0; k < r->n_tokens; k++) total += r->tokens[k].value;
     for (k = 0; k < r->n_tokens; k++) {
-        if (monet_tensor_read(embed, r->tokens[k], 1, row) != MONET_OK)
-            return tool_fail(err, "the embedding of token %d cannot be read", (int)r->tokens[k]);
-        for (c = 0; c < C; c++) r->x[c] += (float)(r->weights[k] / total) * row[c];
+        int32_t token = (int32_t)r->tokens[k].index;
+        if (monet_tensor_read(embed, token, 1, row) != MONET_OK)
+            return tool_fail(err, "the embedding of token %d cannot be read", (int)token);
+        for (c = 0; c < C; c++) r->x[c] += (float)(r->tokens[k].value / total) * row[c];
     }
     return true;
 }
@@ -108,7 +93,7 @@ static TOOL_UNUSED bool explain__compare(explain_run *r, const monet_tensor *emb
                                          double *mean_norm, tool_error *err)
 {
     const size_t C = (size_t)r->e->arch->dim;
-    double size = sqrt(explain__dot(r->x, r->x, C)), sum = 0;
+    double size = sqrt(explore_dot(r->x, r->x, C)), sum = 0;
     int32_t V = r->e->arch->vocab_size, first, n, k;
 
     for (first = 0; first < V; first += n) {
@@ -117,11 +102,11 @@ static TOOL_UNUSED bool explain__compare(explain_run *r, const monet_tensor *emb
             return tool_fail(err, "the embeddings cannot be read");
         for (k = 0; k < n; k++) {
             const float *row = rows + (size_t)k * C;
-            double norm = sqrt(explain__dot(row, row, C));
+            double norm = sqrt(explore_dot(row, row, C));
             sum += norm;
             if (norm > 0 && size > 0)
                 explore_rank(r->nearest, (size_t)r->set->nearest, &r->n_nearest,
-                             explain__dot(row, r->x, C) / norm / size, (uint64_t)(first + k));
+                             explore_dot(row, r->x, C) / norm / size, (uint64_t)(first + k));
         }
     }
     *mean_norm = sum / (double)V;
@@ -143,7 +128,7 @@ static TOOL_UNUSED bool explain__vector(explain_run *r, tool_error *err)
          explain__mean(r, embed, rows, err) && explain__compare(r, embed, rows, &norm, err);
     free(rows);
     if (!ok) return false;
-    size = sqrt(explain__dot(r->x, r->x, C));
+    size = sqrt(explore_dot(r->x, r->x, C));
     if (!(size > 0)) return tool_fail(err, "the mean of these embeddings is zero");
     for (c = 0; c < C; c++) r->x[c] *= (float)(norm / size);
     return true;
@@ -230,22 +215,13 @@ static TOOL_UNUSED void explain__put_text(explain_run *r, const char *prompt)
 {
     tool_buffer *out = &r->out.text;
     char name[EXPLORE_NAME];
-    size_t k;
 
     if (r->set->word == NULL)
         tool_putf(out, "%s\n", explore_name(r->e, name, r->group, r->i, r->j));
     tool_putf(out, "X is the mean of");
-    for (k = 0; k < r->n_tokens; k++) {
-        tool_putf(out, "%s ", k > 0 ? "," : "");
-        explore_put_token(r->e, out, r->tokens[k]);
-        tool_putf(out, " %.2f", r->weights[k]);
-    }
+    explore_put_list(r->e, out, r->tokens, r->n_tokens, true);
     tool_putf(out, "\nnearest tokens (cosine)");
-    for (k = 0; k < r->n_nearest; k++) {
-        tool_putf(out, "%s ", k > 0 ? "," : "");
-        explore_put_token(r->e, out, (int32_t)r->nearest[k].index);
-        tool_putf(out, " %.2f", r->nearest[k].value);
-    }
+    explore_put_list(r->e, out, r->nearest, r->n_nearest, true);
     tool_put(out, "\n\n", 2);
     tool_put(out, prompt, strlen(prompt));
     explore_put_safe(out, r->answer.data != NULL ? r->answer.data : "", r->answer.size, 0);
@@ -255,25 +231,16 @@ static TOOL_UNUSED void explain__put_text(explain_run *r, const char *prompt)
 static TOOL_UNUSED void explain__put_json(explain_run *r, const char *prompt)
 {
     tool_buffer *out = &r->out.text;
-    size_t k;
 
     tool_put(out, "{", 1);
-    if (r->set->word == NULL)
-        tool_putf(out, "\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,", (int)r->group + 1,
-                  (long long)explore_id(r->e, r->i, r->j), (int)r->i, (int)r->j);
-    tool_putf(out, "\"tokens\":[");
-    for (k = 0; k < r->n_tokens; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, r->tokens[k]);
-        tool_putf(out, ",\"weight\":%.6g}", r->weights[k]);
+    if (r->set->word == NULL) {
+        explore_put_expert_json(r->e, out, r->group, r->i, r->j);
+        tool_put(out, ",", 1);
     }
-    tool_putf(out, "],\"nearest\":[");
-    for (k = 0; k < r->n_nearest; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, (int32_t)r->nearest[k].index);
-        tool_putf(out, ",\"cosine\":%.6g}", r->nearest[k].value);
-    }
-    tool_putf(out, "],\"prompt\":");
+    explore_put_list_json(r->e, out, "tokens", r->tokens, r->n_tokens, "weight");
+    tool_put(out, ",", 1);
+    explore_put_list_json(r->e, out, "nearest", r->nearest, r->n_nearest, "cosine");
+    tool_putf(out, ",\"prompt\":");
     explore_put_json(out, prompt, strlen(prompt));
     tool_putf(out, ",\"answer\":");
     explore_put_json(out, r->answer.data != NULL ? r->answer.data : "", r->answer.size);
@@ -312,15 +279,13 @@ static TOOL_UNUSED bool explain__run(explain_run *r, const stats *s, tool_error 
 static TOOL_UNUSED bool explain__load_and_run(explain_run *r, const char **files, tool_error *err)
 {
     stats s;
-    bool ok, loaded = false;
+    bool ok = explore_open(r->e, files[0], err);
 
     memset(&s, 0, sizeof s);
-    ok = explore_open(r->e, files[0], err);
-    if (ok && r->set->word == NULL)
-        ok = explore_parse_expert(r->e, files[2], &r->group, &r->i, &r->j, err) &&
-             (loaded = stats_load(&s, r->e->model, files[1], err));
-    ok = ok && explain__run(r, &s, err);
-    if (loaded) stats_free(&s);
+    ok = ok && (r->set->word != NULL ||
+                (explore_parse_expert(r->e, files[2], &r->group, &r->i, &r->j, err) &&
+                 stats_load(&s, r->e->model, files[1], err))) && explain__run(r, &s, err);
+    stats_free(&s);
     explore_close(r->e);
     return ok;
 }
@@ -328,7 +293,7 @@ static TOOL_UNUSED bool explain__load_and_run(explain_run *r, const char **files
 static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
 {
     static const explore_command about = {
-        "explain", "MODEL STATS G1:E1304",
+        "explain", "MODEL STATS EXPERT",
         "Asks the model what an expert stands for: in the place of X in a question stands the\n"
         "mean of the input embeddings of the expert's strongest tokens. Shows these tokens, the\n"
         "tokens nearest to the mean, and what the model says. Only a model that can answer such\n"
@@ -336,12 +301,12 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
         "parameters goes on with any text, and the nearest tokens tell more.",
         "  explore explain model.monet all.stats G1:E1304\n"
         "  explore explain model.monet --word \" price\"     what it says of a plain word"};
-    explain_settings set = {NULL, NULL, NULL, "0", 20, 8, 60, 0, false, false};
+    explain_settings set = {NULL, NULL, "0", 20, 8, 60, 0, false, false};
     const run_option options[] = {
         {"prompt", RUN_TEXT, (void *)&set.prompt, 0, 0, "TEXT", "another question, with X in it"},
         {"chat", RUN_FLAG, &set.chat, 0, 0, NULL, "the question as [INST] ... [/INST]"},
         {"word", RUN_TEXT, (void *)&set.word, 0, 0, "WORD",
-         "a word of one token instead of an expert, to compare"},
+         "instead of an expert: a word, best of one token, to compare"},
         {"top", RUN_WHOLE, &set.top, 1, EXPLAIN_MAX_TOP, "N",
          "strongest tokens that make the vector (default: 20)"},
         {"nearest", RUN_WHOLE, &set.nearest, 1, 1000, "N", "nearest tokens shown (default: 8)"},
@@ -356,11 +321,12 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
     tool_error err = {{0}};
     const char *files[3] = {NULL, NULL, NULL}, *prompt;
     size_t n_files;
-    explain_run *r;
-    double temperature;
+    explain_run r;
     int status;
-    bool ok;
 
+    memset(&r, 0, sizeof r);
+    r.e = e;
+    r.set = &set;
     if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0], argc, argv,
                            files, 1, 3, &n_files, &status)) return status;
     prompt = explain__prompt(&set);
@@ -368,18 +334,9 @@ static TOOL_UNUSED int explore_explain(explore *e, int argc, char **argv)
          !tool_fail(&err, "needs %s (--help says more)", about.files)) ||
         (explain__find_x(prompt, prompt) == NULL &&
          !tool_fail(&err, "--prompt: there is no X that stands alone")) ||
-        !explore_parse_real("temperature", set.temperature, 0, 100, &temperature, &err))
+        !explore_parse_real("temperature", set.temperature, 0, 100, &r.temperature, &err))
         return explore_usage(about.name, &err);
-    r = tool_alloc(1, sizeof *r, &err);
-    ok = r != NULL;
-    if (ok) {
-        r->e = e;
-        r->set = &set;
-        r->temperature = temperature;
-        ok = explain__load_and_run(r, files, &err);
-    }
-    free(r);
-    return explore_end(e, about.name, ok, &err);
+    return explore_end(e, about.name, explain__load_and_run(&r, files, &err), &err);
 }
 
 #endif /* TOOL_EXPLORE_EXPLAIN_H */

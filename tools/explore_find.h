@@ -7,8 +7,7 @@
 #ifndef TOOL_EXPLORE_FIND_H
 #define TOOL_EXPLORE_FIND_H
 
-#include "explore_common.h"
-#include "stats.h"
+#include "explore_domains.h"
 
 #include <math.h>
 
@@ -96,13 +95,11 @@ static TOOL_UNUSED bool find__word(find_run *r, int32_t group, int32_t i, int32_
 /* The paper's rule: the mean on the label, over the largest mean on another one. */
 static TOOL_UNUSED double find__label_ratio(const find_run *r, int32_t group, int32_t i, int32_t j)
 {
-    double mean = stats_label_mean(r->s, group, i, j, r->label), second = 0, other;
-    size_t k;
+    double mean = stats_label_mean(r->s, group, i, j, r->label), best[2], second;
+    int32_t label[2];
 
-    for (k = 0; k < r->s->n_labels; k++) {
-        other = k == r->label ? 0 : stats_label_mean(r->s, group, i, j, k);
-        if (other > second) second = other;
-    }
+    domains_two_best(r->s, group, (size_t)explore_id(r->e, i, j), label, best);
+    second = label[0] == (int32_t)r->label ? best[1] : best[0];
     return second > 0 ? mean / second : mean > 0 ? INFINITY : 0;
 }
 
@@ -192,14 +189,14 @@ static TOOL_UNUSED bool find__like(find_run *r, int32_t group, int32_t i, int32_
 
 /* The different tokens of its list, strongest first. Returns how many. */
 static TOOL_UNUSED size_t find__tokens(find_run *r, int32_t group, int32_t i, int32_t j,
-                                       int32_t out[FIND_SHOWN])
+                                       explore_ranked out[FIND_SHOWN])
 {
     size_t n = stats_top(r->s, group, i, j, r->examples, FIND_LISTED), k, m, shown = 0;
 
     for (k = 0; k < n && shown < FIND_SHOWN; k++) {
-        int32_t token = r->examples[k].tokens[r->examples[k].n_before];
-        for (m = 0; m < shown && out[m] != token; m++) {}
-        if (m == shown) out[shown++] = token;
+        uint64_t token = (uint64_t)r->examples[k].tokens[r->examples[k].n_before];
+        for (m = 0; m < shown && out[m].index != token; m++) {}
+        if (m == shown) out[shown++].index = token;
     }
     return shown;
 }
@@ -209,17 +206,14 @@ static TOOL_UNUSED void find__put_row(find_run *r, const find_ranking *q, int32_
 {
     tool_buffer *out = &r->out.text;
     char name[EXPLORE_NAME];
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
     for (k = 0; k < q->n_columns; k++)
         tool_putf(out, "%*.*f", (int)strlen(q->columns[k].title) + 2, q->columns[k].digits,
                   r->value[k]);
     tool_putf(out, "  %-34s", explore_name(r->e, name, group, i, j));
-    for (k = 0; k < n; k++) {
-        tool_put(out, " ", 1);
-        explore_put_token(r->e, out, tokens[k]);
-    }
+    explore_put_list(r->e, out, tokens, n, false);
     tool_put(out, "\n", 1);
 }
 
@@ -227,40 +221,33 @@ static TOOL_UNUSED void find__put_json(find_run *r, const find_ranking *q, int32
                                        int32_t i, int32_t j)
 {
     tool_buffer *out = &r->out.text;
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
-    tool_putf(out, "{\"by\":\"%s\",\"group\":%d,\"id\":%lld,\"i\":%d,\"j\":%d,", q->by,
-              (int)group + 1, (long long)explore_id(r->e, i, j), (int)i, (int)j);
+    tool_putf(out, "{\"by\":\"%s\",", q->by);
+    explore_put_expert_json(r->e, out, group, i, j);
+    tool_put(out, ",", 1);
     for (k = 0; k < q->n_columns; k++) {
         explore_put_number(out, q->columns[k].key, r->value[k]);
         tool_put(out, ",", 1);
     }
-    tool_putf(out, "\"top\":[");
-    for (k = 0; k < n; k++) {
-        tool_putf(out, "%s{", k > 0 ? "," : "");
-        explore_put_token_json(r->e, out, tokens[k]);
-        tool_put(out, "}", 1);
-    }
-    tool_putf(out, "]}\n");
+    explore_put_list_json(r->e, out, "top", tokens, n, NULL);
+    tool_put(out, "}\n", 2);
 }
 
 static TOOL_UNUSED void find__put_csv(find_run *r, const find_ranking *q, int32_t group, int32_t i,
                                       int32_t j)
 {
     tool_buffer *out = &r->out.text, words = {NULL, 0, 0, false};
-    int32_t tokens[FIND_SHOWN];
+    explore_ranked tokens[FIND_SHOWN];
     size_t n = find__tokens(r, group, i, j, tokens), k;
 
     tool_putf(out, "%s,%d,%lld,%d,%d", q->by, (int)group + 1, (long long)explore_id(r->e, i, j),
               (int)i, (int)j);
     for (k = 0; k < q->n_columns; k++) tool_putf(out, ",%.7g", r->value[k]);
     tool_put(out, ",", 1);
-    for (k = 0; k < n; k++) {
-        if (k > 0) tool_put(&words, " ", 1);
-        explore_put_token(r->e, &words, tokens[k]);
-    }
-    tool_put_csv(out, words.size > 0 ? words.data : "", words.size);
+    explore_put_list(r->e, &words, tokens, n, false);
+    tool_put_csv(out, words.size > 0 ? words.data + 1 : "", words.size > 0 ? words.size - 1 : 0);
     tool_put(out, "\n", 1);
     out->failed = out->failed || words.failed;
     tool_buffer_free(&words);
@@ -395,10 +382,11 @@ static TOOL_UNUSED int explore_find(explore *e, int argc, char **argv)
     find_settings set = {NULL, NULL, NULL, NULL, 20, 10, false, false, false};
     const run_option options[] = {
         {"word", RUN_TEXT, (void *)&set.word, 0, 0, "WORD",
-         "with a space before it: only so; without: either way"},
+         "price: with or without a space before it; \" price\": only with"},
         {"label", RUN_TEXT, (void *)&set.label, 0, 0, "LABEL", "a label of the statistics"},
-        {"score", RUN_FLAG, &set.score, 0, 0, NULL, "by the scores of the texts"},
-        {"like", RUN_TEXT, (void *)&set.like, 0, 0, "TEXT", "by a text"},
+        {"score", RUN_FLAG, &set.score, 0, 0, NULL, "correlated with the scores of the texts"},
+        {"like", RUN_TEXT, (void *)&set.like, 0, 0, "TEXT",
+         "more active on this text than in general"},
         {"floor", RUN_WHOLE, &set.floor, 0, INT64_MAX, "N",
          "labels, scores: active on at least N tokens (default: 10)"},
         {"group", RUN_TEXT, (void *)&set.group, 0, 0, "G1", "this group only (default: all)"},

@@ -393,7 +393,6 @@ static void page_make_card(page *p, int32_t group, int32_t id)
     stats_example list[PAGE_TOP];
     size_t n = stats_top(&p->s, group, i, j, list, PAGE_TOP), k;
 
-    if (n > PAGE_TOP) n = PAGE_TOP;
     p->card.size = 0;
     tool_putf(&p->card, "[%d,%llu,%.4g,%.4g,\"", (int)id, (unsigned long long)sum->count,
               sum->sum / (double)sum->count, n > 0 ? (double)list[0].score : 0.0);
@@ -402,7 +401,7 @@ static void page_make_card(page *p, int32_t group, int32_t id)
     tool_putf(&p->card, isfinite(lift) ? "\",%.3g" : "\",null", lift);
     page_put_examples(p, list, n);
     n = stats_sample(&p->s, group, i, j, list, PAGE_SAMPLE);
-    page_put_examples(p, list, n > PAGE_SAMPLE ? PAGE_SAMPLE : n);
+    page_put_examples(p, list, n);
     tool_putf(&p->card, isfinite(r) ? ",%.3g]" : ",null]", r);
 }
 

@@ -33,10 +33,11 @@ static TOOL_UNUSED void pass__put_labels(tool_buffer *out, const stats *s)
     size_t k;
 
     for (k = 0; k < s->n_labels; k++) {
-        tool_put(out, "  ", 2);
-        explore_put_safe(out, s->labels[k].name, strlen(s->labels[k].name), 0);
-        tool_putf(out, "%*s %10llu tokens\n", (int)(strlen(s->labels[k].name) < 24 ?
-                  24 - strlen(s->labels[k].name) : 0), "",
+        const char *name = s->labels[k].name; /* printable: stats.h takes no other */
+        int width = explore_width(name, strlen(name));
+        tool_putf(out, "  ");
+        tool_put(out, name, strlen(name));
+        tool_putf(out, "%*s %10llu tokens\n", width < 24 ? 24 - width : 0, "",
                   (unsigned long long)s->labels[k].n_tokens);
     }
 }
@@ -134,7 +135,7 @@ static TOOL_UNUSED bool pass__begin(stats_pass *p, tool_error *err)
     config.sample = (int32_t)p->set->sample;
     config.context = (int32_t)p->set->context;
     config.n_threads = (int32_t)p->e->threads;
-    config.max_bytes = (uint64_t)p->set->memory << 20;
+    config.max_bytes = (uint64_t)p->set->memory * 1000000;
     if (p->set->resume && access(p->e->out, F_OK) == 0) return pass__resume(p, &config, err);
     if (!stats_create(&p->s, p->e->model, &config, (const char *const *)p->t.labels,
                       p->t.n_labels, err)) return false;
@@ -253,7 +254,7 @@ static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, siz
         stats_free(&other);
     }
     ok = ok && (p->set->summary || stats_save(&p->s, p->e->out, err));
-    return ok && (p->e->quiet || pass__show_summary(p->e, &p->s, NULL, err));
+    return ok && ((p->e->quiet && !p->set->summary) || pass__show_summary(p->e, &p->s, NULL, err));
 }
 
 static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
@@ -263,16 +264,17 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         "Reads texts through the model in one pass and counts for every expert: how often it is\n"
         "active, its mean score per label, its strongest tokens. TEXTS are files and folders; the\n"
         "label of a file is its name up to the first dot. A .jsonl file has a document a line:\n"
-        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C.",
+        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C. It ends\n"
+        "with a summary; --quiet leaves that out.",
         "  explore stats examples/monet-4m.monet texts/ --match '*.train.txt' --out all.stats\n"
         "  explore stats examples/monet-4m.monet a.stats b.stats --merge --out all.stats\n"
         "  explore stats examples/monet-4m.monet all.stats --summary"};
-    stats_settings set = {NULL, 256, 0, 20, 20, 12, 4096, 60, false, false, false};
+    stats_settings set = {NULL, 256, 0, 20, 20, 12, 4000, 60, false, false, false};
     const run_option options[] = {
         {"out", RUN_TEXT, (void *)&e->out, 0, 0, "FILE", "the statistics; replaced if it exists"},
         {"resume", RUN_FLAG, &set.resume, 0, 0, NULL, "go on from FILE, if it is there"},
         {"match", RUN_TEXT, (void *)&set.match, 0, 0, "PATTERN",
-         "of folders: only files with such names"},
+         "in folders only files with such names"},
         {"window", RUN_WHOLE, &set.window, 2, 1 << 20, "N",
          "tokens that are read together (default: 256)"},
         {"max-windows", RUN_WHOLE, &set.max_windows, 1, INT64_MAX, "N",
@@ -283,10 +285,11 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         {"context", RUN_WHOLE, &set.context, 1, 1000, "N",
          "tokens kept on each side of them (default: 12)"},
         {"memory", RUN_WHOLE, &set.memory, 1, 1 << 24, "MB",
-         "refuse statistics that need more (default: 4096)"},
-        {"autosave", RUN_WHOLE, &set.autosave, 0, 1 << 20, "S", "seconds between (default: 60)"},
-        {"merge", RUN_FLAG, &set.merge, 0, 0, NULL, "the files are statistics: add them up"},
-        {"summary", RUN_FLAG, &set.summary, 0, 0, NULL, "what is in a statistics file?"},
+         "refuse statistics that need more (default: 4000)"},
+        {"autosave", RUN_WHOLE, &set.autosave, 0, 1 << 20, "S",
+         "save every S seconds (default: 60)"},
+        {"merge", RUN_FLAG, &set.merge, 0, 0, NULL, "TEXTS are files of statistics: add them up"},
+        {"summary", RUN_FLAG, &set.summary, 0, 0, NULL, "only say what is in a file of statistics"},
         EXPLORE_OPTIONS(e),
     };
     static const char *files[EXPLORE_MAX_FILES];
@@ -299,8 +302,8 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
     if (!explore_arguments(e, &about, options, sizeof options / sizeof options[0], argc, argv,
                            files, 2, EXPLORE_MAX_FILES, &n_files, &status)) return status;
     if (e->out == NULL && !set.summary) {
-        fprintf(stderr, "explore stats: --out FILE is missing: where the statistics go\n");
-        return EXPLORE_USAGE;
+        tool_fail(&err, "--out FILE is missing: where the statistics go");
+        return explore_usage(about.name, &err);
     }
     pass.e = e;
     pass.set = &set;

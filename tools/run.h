@@ -207,6 +207,22 @@ static TOOL_UNUSED bool run_load(const char *path, monet_model **model, tool_err
     return true;
 }
 
+/* A session as config says, but with so many threads. */
+static TOOL_UNUSED bool run_open_session(const monet_model *model, int64_t threads,
+                                         const monet_session_config *config, monet_session **out,
+                                         tool_error *err)
+{
+    monet_session_config with = *config;
+    monet_error why = {{0}, MONET_OK};
+    monet_host host;
+
+    memset(&host, 0, sizeof host);
+    host.n_threads = (int)threads;
+    with.host = &host;
+    if (monet_session_create(model, &with, out, &why) == MONET_OK) return true;
+    return tool_fail(err, "%s", why.message);
+}
+
 /* ---- what a session found -------------------------------------------------------------------- */
 
 /* Score of expert (i,j), in double from the gates, as the statistics are counted. */
