@@ -1,4 +1,4 @@
-/* monet.h - v0.1.0 - the Monet transformer (Mixture of Monosemantic Experts) in one C99 header
+/* monet.h - v0.2.0 - the Monet transformer (Mixture of Monosemantic Experts) in one C99 header
 
    Runs and trains Monet language models (arXiv 2412.04139): 262,144 experts a layer, each close to
    one concept, and shows which of them a token used. No dependency beyond libc; pthreads if you ask
@@ -168,7 +168,7 @@ extern "C" {
 #endif
 
 #define MONET_VERSION_MAJOR 0 /* breaking changes */
-#define MONET_VERSION_MINOR 1 /* new functions    */
+#define MONET_VERSION_MINOR 2 /* new functions    */
 #define MONET_VERSION_PATCH 0 /* fixes            */
 #define MONET_VERSION                                                                              \
     (MONET_VERSION_MAJOR * 10000 + MONET_VERSION_MINOR * 100 + MONET_VERSION_PATCH)
@@ -574,7 +574,7 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
    Factor 0 removes an expert (the paper's unlearning; nothing is renormalised), any other factor
    steers it, an amount forces it on for every token. Unless they are set, they are 1 and 0.
    Removing or scaling any number of experts costs nothing; a forced expert costs its two
-   half-experts. Memory: 4*N*N bytes for layers that are edited alike.
+   half-experts. Memory: 4*N*N bytes for layers that are edited alike, twice that if any is forced.
    `where` is a layer, MONET_ROUTER(g) for all layers of router g, or MONET_ALL; i and j may be
    MONET_ALL, so (i,MONET_ALL) is a whole row: all experts of half-expert i.                      */
 enum { MONET_ALL = -1 };
@@ -611,7 +611,8 @@ MONET_API int64_t monet_edit_count(const monet_edit *edit, int32_t layer);
        scale 2.5 L3 E40                    in one layer, numbered from 0
        force 0.75 all E231                 in all layers
 
-   Lines are applied in order. Errors name the line.                                              */
+   Lines are applied in order. Errors name the line. Any text is read in bounded time: it may set
+   every expert of every layer 64 times, and 8 experts more for each byte, not more.              */
 MONET_API monet_result monet_edit_parse(const monet_model *model, const char *text, size_t size,
                                         monet_edit **out, monet_error *err);
 /* The same edit as text, not terminated; *size is right even if capacity is too small. */
@@ -636,7 +637,8 @@ typedef enum monet_site {
     MONET_SITE_FINAL_NORM = 5     /* layer is L; what lm_head reads */
 } monet_site;
 /* data is (count,C) for positions first..first+count-1 and may be changed. false = stop here: eval
-   returns MONET_ERROR_CANCELLED. Called on the thread that called eval, many times an eval.      */
+   returns MONET_ERROR_CANCELLED. Called on the thread that called eval, many times an eval. Of what
+   changes or computes with the session it may call monet_session_lens only.                      */
 typedef bool (*monet_tap_fn)(void *user, monet_site site, int32_t layer, int32_t first,
                              int32_t count, monet_real *data);
 typedef struct monet_tap {
@@ -1393,27 +1395,25 @@ static const char *monet__panel(const monet_tensor *t, int64_t k)
     return (const char *)t->data + (size_t)k * monet__panel_bytes(t);
 }
 
-MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
-{
-    size_t c = (size_t)column, r = (size_t)row, p, rows, base;
-    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
-    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
-    rows = monet__panel_rows(tensor);
-    p = r / (size_t)tensor->panel;
-    r %= (size_t)tensor->panel;
-    base = p * monet__panel_size(tensor) + c / MONET__GROUP * rows * MONET__GROUP;
-    c %= MONET__GROUP;
-    if (tensor->layout == MONET_PANELS)
-        return base + r * MONET__GROUP + (tensor->dtype == MONET_BF16 ? c : monet__split(c));
-    if (tensor->dtype == MONET_BF16) return base + r / 2 * 2 * MONET__GROUP + c * 2 + r % 2;
-    return base + r * MONET__GROUP + c;
-}
-
 /* Place of column k (0..31) of a group, from that of its column 0 on. */
 static size_t monet__in_group(const monet_tensor *t, size_t k)
 {
     if (t->layout == MONET_PANELS) return t->dtype == MONET_BF16 ? k : monet__split(k);
     return t->layout == MONET_SUMS && t->dtype == MONET_BF16 ? 2 * k : k;
+}
+
+MONET_API size_t monet_tensor_place(const monet_tensor *tensor, int64_t row, int64_t column)
+{
+    size_t c = (size_t)column, r = (size_t)row, p;
+    if (!tensor || tensor->panel < 1 || monet__quantised(tensor->dtype)) return 0;
+    if (tensor->layout == MONET_ROWS) return r * (size_t)monet__cols(tensor) + c;
+    p = r / (size_t)tensor->panel * monet__panel_size(tensor) +
+        c / MONET__GROUP * monet__panel_rows(tensor) * MONET__GROUP;
+    r %= (size_t)tensor->panel;
+    if (tensor->layout == MONET_SUMS && tensor->dtype == MONET_BF16) /* rows in pairs */
+        r = r / 2 * 2 * MONET__GROUP + r % 2;
+    else r *= MONET__GROUP;
+    return p + r + monet__in_group(tensor, c % MONET__GROUP);
 }
 
 /* Bytes of a tensor, padding included; false if they do not fit in 64 bits. */
@@ -2582,16 +2582,13 @@ static const monet__kernels *monet__kernels_for(monet_kernels wanted)
     return &monet__scalar;
 }
 #undef MONET__DTYPES
-#undef MONET__INLINE
 #undef MONET__JOIN
 #undef MONET__KEEP
 #undef MONET__LITERAL
 #undef MONET__NAME
 #undef MONET__NEW
 #undef MONET__SELF
-#undef MONET__SIMD
 #undef MONET__TEXT
-#undef MONET__UNROLL
 #undef MONET__V
 
 /* ---- kernels: fast mode ------------------------------------------------------------------ >>fast
@@ -2802,20 +2799,18 @@ static const monet__fast monet__fast_scalar = {
     "scalar", monet__round, monet__make_scalar, monet__step_scalar, NULL, NULL, monet__quantize,
     monet__dot_int8};
 
-#if !defined(MONET_NO_SIMD) && defined(__x86_64__) &&                                              \
-    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#if defined(MONET__SIMD) && defined(__x86_64__) &&                                                 \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define MONET__FAST_SIMD 1
-#define MONET__INLINE static inline __attribute__((always_inline))
-#define MONET__UNROLL _Pragma("GCC unroll 16")
 #define MONET__ISA "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
-#define MONET__VNNI __attribute__((target(MONET__ISA)))
+#define MONET__TARGET __attribute__((target(MONET__ISA)))
 #define MONET__BF16 __attribute__((target(MONET__ISA ",avx512bf16")))
 #define MONET__AMX __attribute__((target(MONET__ISA ",amx-tile,amx-bf16")))
 #define MONET__LOAD_128(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define MONET__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
 /* Even and odd columns, rounded to bf16, as 16 pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
+MONET__INLINE __m512i monet__pairs_512(__m512 even, __m512 odd)
 {
     __m512  x[2];
     __m512i u[2];
@@ -2831,8 +2826,8 @@ MONET__INLINE MONET__VNNI __m512i monet__pairs_512(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(u[0], 16), u[1]);
 }
 
-static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
-                                          int parts)
+static MONET__TARGET void monet__round_512(uint16_t *out, const monet_real *x, size_t groups,
+                                           int parts)
 {
     for (size_t g = 0; g < groups; ++g) {
         __m512 even = _mm512_loadu_ps((const void *)(x + g * 32));
@@ -2848,8 +2843,7 @@ static MONET__VNNI void monet__round_512(uint16_t *out, const monet_real *x, siz
 }
 
 /* Row r of a group that is not bf16, as pairs. */
-MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows,
-                                                 size_t r)
+MONET__INLINE __m512i monet__row_512(const char *group, monet_dtype dtype, size_t rows, size_t r)
 {
     size_t   bytes = monet__code_bytes(dtype);
     __m128i  nibble = _mm_set1_epi8(15), low, high;
@@ -2874,7 +2868,7 @@ MONET__INLINE MONET__VNNI __m512i monet__row_512(const char *group, monet_dtype 
 }
 
 /* Turns 16 rows of pairs into a tile, 4 x 4 pairs at a time in each quarter of a register. */
-MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int n)
+MONET__INLINE void monet__turn_512(char *tile, const char *rows, int n)
 {
     const char *p[16];
     MONET__UNROLL for (int r = 0; r < 16; ++r) p[r] = rows + (r < n ? r : n - 1) * 64;
@@ -2896,8 +2890,8 @@ MONET__INLINE MONET__VNNI void monet__turn_512(char *tile, const char *rows, int
     }
 }
 
-static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dtype dtype,
-                                        int panel_rows, int first, int n)
+static MONET__TARGET void monet__make_512(char *tile, const char *group, monet_dtype dtype,
+                                          int panel_rows, int first, int n)
 {
     char rows[MONET__TILE];
     if (dtype == MONET_BF16) {
@@ -2911,7 +2905,7 @@ static MONET__VNNI void monet__make_512(char *tile, const char *group, monet_dty
 }
 
 /* 32 columns of 16 tokens side by side. */
-MONET__INLINE MONET__VNNI void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
+MONET__INLINE void monet__gather_512(char *tile, const uint16_t *const *x, size_t g)
 {
     MONET__UNROLL for (int t = 0; t < 16; ++t)
         _mm512_storeu_si512(tile + t * 64, _mm512_loadu_si512(x[t] + g * MONET__GROUP));
@@ -3006,7 +3000,7 @@ static MONET__AMX void monet__begin_amx(void)
 
 static MONET__AMX void monet__end_amx(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
-static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
+static MONET__TARGET void monet__quantize_512(monet__codes *out, const monet_real *x, size_t groups)
 {
     __m512i plain = _mm512_set1_epi32(0x7fffffff);
     for (; groups--; x += MONET__GROUP, ++out) {
@@ -3036,9 +3030,8 @@ static MONET__VNNI void monet__quantize_512(monet__codes *out, const monet_real 
 
 /* n rows of a panel from r on, w its first group, in V vectors: one holds the codes of 4 rows of q4
    or of 2 of q8; the last may be short.                                                          */
-MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, size_t r, int n,
-                                                int V, bool q4, size_t panel_rows,
-                                                size_t groups, const monet__codes *x)
+MONET__INLINE void monet__int8_rows(monet_real *out, const char *w, size_t r, int n, int V, bool q4,
+                                    size_t panel_rows, size_t groups, const monet__codes *x)
 {
     int       per = q4 ? 4 : 2;
     size_t    bytes = q4 ? 16 : 32, size = panel_rows * (bytes + 2);
@@ -3084,9 +3077,9 @@ MONET__INLINE MONET__VNNI void monet__int8_rows(monet_real *out, const char *w, 
     for (int k = 0; k < n; ++k) out[k] = (monet_real)result[k];
 }
 
-static MONET__VNNI void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
-                                            int panel_rows, int n_rows, size_t groups,
-                                            const monet__codes *x)
+static MONET__TARGET void monet__dot_int8_512(monet_real *out, const void *panel, monet_dtype dtype,
+                                              int panel_rows, int n_rows, size_t groups,
+                                              const monet__codes *x)
 {
     size_t rows = (size_t)panel_rows, size = groups * rows * monet__row_bytes(dtype);
     bool   q4 = dtype == MONET_Q4;
@@ -3127,10 +3120,8 @@ static bool monet__has_amx(void)
     return false;
 #endif
 }
-#undef MONET__INLINE
-#undef MONET__UNROLL
 #undef MONET__ISA
-#undef MONET__VNNI
+#undef MONET__TARGET
 #undef MONET__BF16
 #undef MONET__AMX
 #undef MONET__LOAD_128
@@ -3161,6 +3152,9 @@ static const monet__fast *monet__fast_for(monet_kernels wanted)
 #endif
 }
 #undef MONET__FAST_SIMD
+#undef MONET__INLINE
+#undef MONET__SIMD
+#undef MONET__UNROLL
 
 MONET_API const char *monet_kernels_name(monet_kernels kernels)
 {
@@ -3261,7 +3255,6 @@ static bool monet__tok_is_id(const monet_tokenizer *t, int32_t id)
 }
 
 /* ---- tokenizer: characters and tables -------------------------------------------------------- */
-
 /* Bytes of the UTF-8 character that the n > 0 bytes at s begin with: more than n if it is cut off,
    0 if there is no such character (overlong, a surrogate, beyond U+10FFFF).                      */
 static size_t monet__utf8_size(const char *s, size_t n)
@@ -3336,17 +3329,15 @@ static monet__tok_name *monet__tok_name_at(const monet_tokenizer *t, uint64_t ha
     monet__tok_name *name = t->names + monet__tok_home(mixed, t->n_names);
     monet__tok_name *end = name + MONET__TOK_PROBES - 1;
     for (; name < end && name->id >= 0; ++name) {
-        const uint32_t *at = t->text_at + name->id;
-        monet_piece p = {t->text + at[0], (int32_t)(at[1] - at[0]), 0, 0};
+        monet_piece p;
         if (name->tag != (uint32_t)mixed || (marks && !(t->marks[name->id] & marks))) continue;
-        if (!marks) p = monet__tok_piece(t, name->id);
+        p = marks ? monet__tok_plain_piece(t, name->id) : monet__tok_piece(t, name->id);
         if ((size_t)p.size == n && memcmp(p.bytes, s, n) == 0) break;
     }
     return name < end ? name : t->names + t->n_names + MONET__TOK_PROBES - 1;
 }
 
 /* ---- tokenizer: checks ----------------------------------------------------------------------- */
-
 static const char monet__tok_hex[] = "0123456789ABCDEF";
 
 /* Names the piece by its number and bytes; what is not printable ASCII as \xHH. */
@@ -3422,7 +3413,6 @@ static monet_result monet__tok_check(monet_tokenizer *t, monet_error *err)
 }
 
 /* ---- tokenizer: building the indexes --------------------------------------------------------- */
-
 static void monet__tok_tables(monet_tokenizer *t, monet__arena *arena)
 {
     uint64_t n_pieces = (uint64_t)t->n_pieces;
@@ -3533,8 +3523,7 @@ static monet_result monet__tok_add_merge(monet_tokenizer *t, int32_t rank, monet
                 monet__tok_is_id(t, m.result),
                 "tokenizer: merge %d of pieces %d and %d to %d, there are %d pieces",
                 rank, m.left, m.right, m.result, t->n_pieces);
-    left = monet__tok_piece(t, m.left);
-    right = monet__tok_piece(t, m.right);
+    left = monet__tok_piece(t, m.left), right = monet__tok_piece(t, m.right);
     whole = monet__tok_piece(t, m.result);
     if (whole.size != left.size + right.size ||
         memcmp(whole.bytes, left.bytes, (size_t)left.size) ||
@@ -3706,7 +3695,6 @@ static void monet__tok_words(monet__tok_out *out, const char *s, size_t n, bool 
 }
 
 /* ---- tokenizer: build ------------------------------------------------------------------------ */
-
 /* Each piece must be the result of a merge. Which bytes stand side by side? Which pieces are what
    their own text merges to? (Rarely not, when the pieces on the way go elsewhere first.)         */
 static monet_result monet__tok_finish(monet_tokenizer *t, monet_error *err)
@@ -3751,7 +3739,6 @@ static monet_result monet__tok_build(monet_tokenizer *t, int32_t vocab_size, mon
 }
 
 /* ---- tokenizer: encode and decode ------------------------------------------------------------ */
-
 /* The longest piece with one of the marks that starts here; -1 if none does. After a prefix only
    one that starts with this space. *size: how many bytes of the text it is.                      */
 static int32_t monet__tok_special(const monet_tokenizer *t, const char *s, size_t n, bool prefix,
@@ -3902,12 +3889,6 @@ static monet_result monet__tok_open(monet_tokenizer *t, const uint8_t *data, uin
     return MONET_OK;
 }
 
-/* The indexes' place in the model's arena. */
-static void monet__tok_layout(monet_tokenizer *t, monet__arena *arena)
-{
-    t->pairs = (monet__tok_pair *)monet__take(arena, t->index_size, 1);
-}
-
 MONET_API monet_result monet_tokenizer_describe(const monet_tokenizer *tokenizer,
                                                 monet_piece *pieces, monet_merge *merges,
                                                 int32_t *eos_ids, monet_tokenizer_data *out)
@@ -3983,19 +3964,14 @@ typedef struct monet__pool {
     bool            quit;
 } monet__pool;
 
-static void monet__relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
 /* Spins, for a while, until *value is zero or is not. */
 static bool monet__soon(int *value, bool zero)
 {
     for (int spin = 0; spin < 700; ++spin) {
         if ((__atomic_load_n(value, __ATOMIC_ACQUIRE) == 0) == zero) return true;
-        monet__relax();
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
     }
     return false;
 }
@@ -4210,11 +4186,7 @@ typedef struct monet__linear {
 
 static monet__input monet__input_of(const monet_real *x, size_t stride, int n)
 {
-    monet__input in;
-    memset(&in, 0, sizeof in);
-    in.x = x;
-    in.stride = stride;
-    in.n = n;
+    monet__input in = {n, x, stride, NULL, NULL, 0, 0, NULL, NULL, 0};
     return in;
 }
 
@@ -4308,12 +4280,7 @@ static void monet__linear_share(void *context, int item, int task)
 static void monet__linear_forward(monet__team *team, const monet__product *products,
                                   int n_products, const monet__input *in)
 {
-    monet__linear job;
-    job.kernels = team->kernels;
-    job.products = products;
-    job.n_products = n_products;
-    job.in = in;
-    job.n_shares = monet__shares(team);
+    monet__linear job = {team->kernels, products, in, n_products, monet__shares(team)};
     monet__each(team, job.n_shares, monet__linear_share, &job);
 }
 
@@ -4598,16 +4565,13 @@ static double monet__sigma(int k, int N)
      V        y += s[slot] V_i + (row sum of P) B_i         by column, half-experts ascending
    A half-expert that no token of the chunk uses is not read. Tokens are walked in chunks that fit
    the memory; one token always fits, even if all its half-experts are active.                    */
-typedef struct monet__forced {
-    int32_t i, j;
-    float   amount;
-} monet__forced;
-
 typedef struct monet__change { /* what an edit does in one layer, or in several alike */
-    float         *factor;    /* (N,N) */
-    monet__forced *forced;    /* (n_forced) ascending; amounts are not 0 */
-    size_t         n_forced, capacity;
-    int            n_layers;  /* that use this table */
+    float    *factor;   /* (N,N) */
+    float    *amount;   /* (N,N); NULL = none yet */
+    uint16_t *forced;   /* (2,N) of each row, each column: how many amounts are not 0 */
+    size_t    n_forced; /* amounts that are not 0 */
+    int       n_layers; /* that use this table */
+    int       n_inside; /* of them: work space of monet__edit_own */
 } monet__change;
 
 struct monet_edit {
@@ -4750,39 +4714,16 @@ static int monet__active_list(uint16_t *list, const monet_real *gates, int H, in
    that follows, one token or many, is the same code with and without an edit. Only a forced pair
    can lie outside I x J: its half-experts are added to the lists.                                */
 
-/* Place of the first forced pair that is not before (i,j). */
-static size_t monet__forced_place(const monet__change *table, int32_t i, int32_t j)
-{
-    size_t low = 0, high = table->n_forced;
-    while (low < high) {
-        size_t               k = (low + high) / 2;
-        const monet__forced *f = &table->forced[k];
-        if (f->i < i || (f->i == i && f->j < j)) low = k + 1;
-        else high = k;
-    }
-    return low;
-}
-
 /* Adds the half-experts of one axis that the table forces to the list of one token. */
 static int32_t monet__forced_list(uint16_t *out, const uint16_t *list, int32_t n, int axis,
-                                  const monet__change *table)
+                                  const monet__change *table, int N)
 {
-    const monet__forced *f = table->forced, *end = f + table->n_forced;
-    int32_t              total = n;
-    memcpy(out, list, (size_t)n * sizeof *out);
-    for (int32_t last = -1; f < end; ++f) {
-        int32_t value = axis ? f->j : f->i, low = 0, high = total;
-        if (value == last) continue;
-        last = value;
-        while (low < high) {
-            int32_t k = (low + high) / 2;
-            if (out[k] < value) low = k + 1;
-            else high = k;
-        }
-        if (low < total && out[low] == value) continue;
-        memmove(out + low + 1, out + low, (size_t)(total - low) * sizeof *out);
-        out[low] = (uint16_t)value;
-        ++total;
+    const uint16_t *forced = table->forced + axis * N;
+    int32_t         total = 0, k = 0;
+    for (int i = 0; i < N; ++i) {
+        bool active = k < n && list[k] == i;
+        k += active;
+        if (active || forced[i]) out[total++] = (uint16_t)i;
     }
     return total;
 }
@@ -4794,7 +4735,8 @@ static void monet__moe_force(void *context, int t, int task)
     (void)task;
     for (size_t at = 2 * (size_t)t; at < 2 * (size_t)t + 2; ++at)
         moe->n_forced[at] = monet__forced_list(moe->forced + at * N, moe->active + at * N,
-                                               moe->n_active[at], at % 2 != 0, moe->table);
+                                               moe->n_active[at], at % 2 != 0, moe->table,
+                                               moe->N);
 }
 
 /* The lists that this layer goes by. */
@@ -4811,12 +4753,11 @@ static void monet__edit_row(monet_real *row, const monet__change *table, int i, 
                             size_t n_j, size_t N)
 {
     const float *factor = table->factor + (size_t)i * N;
-    size_t       k = monet__forced_place(table, i, 0), j = 0;
-    for (size_t at = 0; at < n_j; ++at)
+    const float *amount = table->n_forced && table->forced[i] ? table->amount + (size_t)i * N
+                                                              : NULL;
+    for (size_t at = 0; at < n_j; ++at) {
         if (row[at] != 0) row[at] *= factor[J[at]];
-    for (; k < table->n_forced && table->forced[k].i == i; ++k) {
-        while (J[j] < table->forced[k].j) ++j;
-        row[j] += table->forced[k].amount;
+        if (amount) row[at] += amount[J[at]];
     }
 }
 
@@ -4824,10 +4765,9 @@ static void monet__edit_row(monet_real *row, const monet__change *table, int i, 
 static monet_real monet__edit_pair(const monet__change *table, int i, int j, size_t N,
                                    monet_real score)
 {
-    size_t     k = monet__forced_place(table, i, j);
-    monet_real p = score * table->factor[(size_t)i * N + (size_t)j];
-    bool       forced = k < table->n_forced && table->forced[k].i == i && table->forced[k].j == j;
-    return forced ? p + table->forced[k].amount : p;
+    size_t     at = (size_t)i * N + (size_t)j;
+    monet_real p = score * table->factor[at];
+    return table->amount ? p + table->amount[at] : p;
 }
 
 /* How many tokens from `first` on fit the chunk; gives each its place for slots and P. */
@@ -5590,11 +5530,6 @@ static monet_result monet__io_fail(monet_error *err, const char *what, const cha
 }
 
 #if MONET__POSIX
-#ifndef O_CLOEXEC
-#define MONET__CLOEXEC 0
-#else
-#define MONET__CLOEXEC O_CLOEXEC
-#endif
 #if defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fsync(int fd); /* -std=c99 hides it */
 #endif
@@ -5604,7 +5539,10 @@ typedef int monet__file;
 static int monet__open(const char *path, int flags)
 {
     int file;
-    do file = open(path, flags | MONET__CLOEXEC, 0666);
+#ifdef O_CLOEXEC
+    flags |= O_CLOEXEC;
+#endif
+    do file = open(path, flags, 0666);
     while (file < 0 && errno == EINTR);
     return file;
 }
@@ -5951,7 +5889,9 @@ static uint64_t monet__model_layout(monet_model *model, char *base)
     model->layers = (monet__layer *)monet__take(&arena, n_layers, sizeof(monet__layer));
     model->metadata = (monet_metadata *)monet__take(&arena, model->n_metadata,
                                                     sizeof(monet_metadata));
-    if (model->has_tokenizer) monet__tok_layout(&model->tokenizer, &arena);
+    if (model->has_tokenizer) /* its indexes */
+        model->tokenizer.pairs = (monet__tok_pair *)monet__take(&arena, model->tokenizer.index_size,
+                                                                1);
     return arena.overflow ? UINT64_MAX : arena.used;
 }
 
@@ -6209,13 +6149,6 @@ static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
     while (count--) monet__emit(s, *words++, 8);
 }
 
-static void monet__emit_arch(monet__sink *s, const monet_arch *a)
-{
-    int32_t fields[MONET__ARCH];
-    memcpy(fields, a, sizeof fields);
-    monet__emit_ints(s, fields, MONET__ARCH);
-}
-
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
     const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
@@ -6288,7 +6221,7 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
     monet__sink      table = {s->p, MONET__HEADER};
     for (int kind = 1; kind < MONET__S_COUNT; ++kind) start[3] += monet__plan_has(c, raw, kind);
     s->n = w->header_size = monet__round_up(MONET__HEADER + start[3] * MONET__SECTION, 64);
-    for (const int *next = order; next < order + MONET__S_COUNT - 1; ++next) {
+    for (const int *next = order; next < order + (MONET__S_COUNT - 1); ++next) {
         int      kind = *next;
         uint64_t needed = kind <= MONET__S_DATA; /* readers may skip what training adds */
         uint64_t entry[5] = {(uint64_t)kind | needed << 32, s->n, 0, 0, 1};
@@ -6299,7 +6232,9 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
         } else if (kind == MONET__S_MOMENTS) {
             s->n += raw[kind].size;
         } else if (kind == MONET__S_ARCH) {
-            monet__emit_arch(s, c->arch);
+            int32_t fields[MONET__ARCH];
+            memcpy(fields, c->arch, sizeof fields);
+            monet__emit_ints(s, fields, MONET__ARCH);
         } else {
             monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
             if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
@@ -6622,7 +6557,6 @@ static monet_result monet__writer_tensors(monet_writer *w, const monet_writer_co
     }
     return MONET_OK;
 }
-
 
 /* One allocation: the writer, its tables, the header, room for one panel. Returns its size. */
 static uint64_t monet__writer_layout(monet_writer *w, const char *path, char *base)
@@ -7549,7 +7483,7 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     size_t            token, N;
     if (!session || !out) return MONET_ERROR_ARGUMENT;
     if (!session->capture || !session->n_last ||
-        (session->edit && session->edit->version != session->edit_version))
+        session->edit_version != (session->edit ? session->edit->version : 0))
         return MONET_ERROR_STATE;
     if (index < 0 || index >= session->n_last || layer < 0 ||
         layer >= session->model->arch.n_layers)
@@ -7657,68 +7591,79 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
     const monet_routing *r = routing;
     const monet__change  *table;
     monet__strongest     best;
+    fenv_t               own;
+    int                  N;
     if (!r || (capacity && !out)) return 0;
+    monet__mode_begin(&own);
+    N = r->n_experts;
     best.out = out, best.capacity = capacity, best.threshold = threshold;
     best.n = best.total = 0;
     table = r->edit ? r->edit->of[r->layer] : NULL;
     for (int i = 0; i < r->n_i; ++i)
         for (int j = 0; j < r->n_j; ++j)
             monet__expert_add(&best, monet__pair(r, table, r->i[i], r->j[j]));
-    for (size_t k = 0; table && k < table->n_forced; ++k) { /* what the router did not choose */
-        int i = table->forced[k].i, j = table->forced[k].j;
-        if (!monet__listed(r->i, r->n_i, i) || !monet__listed(r->j, r->n_j, j))
-            monet__expert_add(&best, monet__pair(r, table, i, j));
+    for (int i = 0; table && table->n_forced && i < N; ++i) { /* what the router did not choose */
+        const float *amount = table->amount + (size_t)i * (size_t)N;
+        bool         listed = monet__listed(r->i, r->n_i, i);
+        for (int j = 0; table->forced[i] && j < N; ++j)
+            if (amount[j] != 0 && !(listed && monet__listed(r->j, r->n_j, j)))
+                monet__expert_add(&best, monet__pair(r, table, i, j));
     }
     while (best.n-- > 1) { /* heap sort: the weakest goes to the end */
         monet_expert last = out[best.n];
         out[best.n] = out[0];
         monet__expert_sink(out, best.n, last);
     }
+    monet__mode_end(&own);
     return best.total;
 }
 
 /* ---- edits --------------------------------------------------------------------------- >>edits
    A layer has a table of factors and forced amounts, or none; layers that are edited alike share
    one. Before a layer is changed it gets tables that no other layer uses.                        */
+static uint64_t monet__amount_bytes(const monet_edit *e) /* and of `forced` behind them */
+{
+    return (uint64_t)e->N * (uint64_t)e->N * sizeof(float) + 2 * (uint64_t)e->N * sizeof(uint16_t);
+}
+
 static void monet__change_release(const monet_edit *e, monet__change *t, int n_layers)
 {
     uint64_t N = (uint64_t)e->N;
     if (!t || (t->n_layers -= n_layers) > 0) return;
     monet__free(&e->host, t->factor, N * N * sizeof *t->factor);
-    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *t->forced);
+    monet__free(&e->host, t->amount, monet__amount_bytes(e));
     monet__free(&e->host, t, sizeof *t);
 }
 
-static bool monet__forced_grow(const monet_edit *e, monet__change *t, size_t capacity)
+/* From here on there are amounts: those of another table, or zeros. */
+static bool monet__change_amounts(const monet_edit *e, monet__change *t, const monet__change *of)
 {
-    monet__forced *more;
-    if (capacity <= t->capacity) return true;
-    more = (monet__forced *)monet__alloc(&e->host, (uint64_t)capacity * sizeof *more);
-    if (!more) return false;
-    if (t->n_forced) memcpy(more, t->forced, t->n_forced * sizeof *more);
-    monet__free(&e->host, t->forced, (uint64_t)t->capacity * sizeof *more);
-    t->forced = more;
-    t->capacity = capacity;
+    size_t N = (size_t)e->N, size = (size_t)monet__amount_bytes(e);
+    if (t->amount) return true;
+    t->amount = (float *)monet__alloc(&e->host, monet__amount_bytes(e));
+    if (!t->amount) return false;
+    t->forced = (uint16_t *)(void *)(t->amount + N * N);
+    if (of) memcpy(t->amount, of->amount, size);
+    else memset(t->amount, 0, size);
+    t->n_forced = of ? of->n_forced : 0;
     return true;
 }
 
 /* A table of its own for n_layers; of NULL changes nothing yet. */
 static monet__change *monet__change_copy(const monet_edit *e, const monet__change *of, int n_layers)
 {
-    uint64_t      NN = (uint64_t)e->N * (uint64_t)e->N;
+    uint64_t       NN = (uint64_t)e->N * (uint64_t)e->N;
     monet__change *t = (monet__change *)monet__alloc(&e->host, sizeof *t);
     if (!t) return NULL;
     memset(t, 0, sizeof *t);
-    t->n_layers = n_layers;
+    t->n_layers = t->n_inside = n_layers;
     t->factor = (float *)monet__alloc(&e->host, NN * sizeof *t->factor);
-    if (!t->factor || (of && !monet__forced_grow(e, t, of->n_forced))) {
+    if (!t->factor || (of && of->amount && !monet__change_amounts(e, t, of))) {
         monet__change_release(e, t, n_layers);
         return NULL;
     }
     if (of) memcpy(t->factor, of->factor, (size_t)NN * sizeof *t->factor);
     for (uint64_t k = 0; !of && k < NN; ++k) t->factor[k] = 1;
-    if (of && of->n_forced) memcpy(t->forced, of->forced, of->n_forced * sizeof *t->forced);
-    t->n_forced = of ? of->n_forced : 0;
     return t;
 }
 
@@ -7730,48 +7675,31 @@ static monet_result monet__edit_memory(const monet_edit *e, monet_error *err)
 /* Layers first..end-1 share no table with others afterwards. */
 static monet_result monet__edit_own(monet_edit *e, int first, int end, monet_error *err)
 {
+    for (int l = first; l < end; ++l)
+        if (e->of[l]) e->of[l]->n_inside = 0;
+    for (int l = first; l < end; ++l)
+        if (e->of[l]) ++e->of[l]->n_inside;
     for (int l = first; l < end; ++l) {
         monet__change *t = e->of[l], *own;
-        int           inside = 0;
-        for (int m = first; m < end; ++m) inside += e->of[m] == t;
-        if (t && t->n_layers == inside) continue;
-        own = monet__change_copy(e, t, inside);
+        if (t && t->n_inside == t->n_layers) continue;
+        own = monet__change_copy(e, t, 0);
         if (!own) return monet__edit_memory(e, err);
-        for (int m = first; m < end; ++m)
-            if (e->of[m] == t) e->of[m] = own;
-        monet__change_release(e, t, inside);
+        for (int m = l; m < end; ++m)
+            if (e->of[m] == t) e->of[m] = own, ++own->n_layers;
+        own->n_inside = own->n_layers;
+        monet__change_release(e, t, own->n_layers);
     }
     return MONET_OK;
 }
 
-/* Room for so many pairs more, so that forcing them cannot fail halfway. */
-static bool monet__forced_room(const monet_edit *e, monet__change *t, size_t more)
+static void monet__change_force(monet__change *t, size_t N, size_t i, size_t j, float amount)
 {
-    size_t NN = (size_t)e->N * (size_t)e->N, least = 2 * t->capacity + 8;
-    size_t capacity = t->n_forced + more < NN ? t->n_forced + more : NN;
-    if (capacity <= t->capacity) return true;
-    return monet__forced_grow(e, t, capacity > least ? capacity : least);
-}
-
-/* amount 0 takes the pair off the list. */
-static bool monet__change_force(const monet_edit *e, monet__change *t, int i, int j, float amount)
-{
-    size_t k = monet__forced_place(t, i, j), rest = t->n_forced - k;
-    bool   there = rest && t->forced[k].i == i && t->forced[k].j == j;
-    if (!there && amount == 0) return true;
-    if (!there && t->n_forced == t->capacity && !monet__forced_grow(e, t, 2 * t->capacity + 8))
-        return false;
-    if (amount == 0) {
-        memmove(t->forced + k, t->forced + k + 1, (rest - 1) * sizeof *t->forced);
-        --t->n_forced;
-        return true;
-    }
-    if (!there) {
-        if (rest) memmove(t->forced + k + 1, t->forced + k, rest * sizeof *t->forced);
-        ++t->n_forced;
-    }
-    t->forced[k].i = i, t->forced[k].j = j, t->forced[k].amount = amount;
-    return true;
+    float *at = t->amount + i * N + j;
+    int    more = (amount != 0) - (*at != 0);
+    *at = amount;
+    t->forced[i] = (uint16_t)(t->forced[i] + more);
+    t->forced[N + j] = (uint16_t)(t->forced[N + j] + more);
+    t->n_forced += (size_t)more;
 }
 
 /* Layers first..end-1 that `where` means; none if there is no such place. */
@@ -7801,8 +7729,7 @@ static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int
                 force ? "amount" : "factor");
     MONET__TRY(monet__edit_own(e, first, end, err));
     for (int l = first; force && value != 0 && l < end; ++l)
-        if (!monet__forced_room(e, e->of[l], (size_t)(i < 0 ? N : 1) * (size_t)(j < 0 ? N : 1)))
-            return monet__edit_memory(e, err);
+        if (!monet__change_amounts(e, e->of[l], NULL)) return monet__edit_memory(e, err);
     ++e->version;
     for (int l = first; l < end; ++l) {
         monet__change *t = e->of[l];
@@ -7810,7 +7737,8 @@ static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int
         for (int a = i < 0 ? 0 : i; a <= (i < 0 ? N - 1 : i); ++a)
             for (int b = j < 0 ? 0 : j; b <= (j < 0 ? N - 1 : j); ++b)
                 if (!force) t->factor[(size_t)a * (size_t)N + (size_t)b] = value;
-                else if (!monet__change_force(e, t, a, b, value)) return monet__edit_memory(e, err);
+                else if (t->amount)
+                    monet__change_force(t, (size_t)N, (size_t)a, (size_t)b, value);
     }
     return MONET_OK;
 }
@@ -7868,18 +7796,12 @@ MONET_API const char *monet_edit_name(const monet_edit *edit) { return edit ? ed
 static bool monet__change_combine(const monet_edit *e, monet__change *t, const monet__change *next)
 {
     size_t N = (size_t)e->N;
-    for (size_t k = 0; k < N * N; ++k) t->factor[k] *= next->factor[k];
-    for (size_t k = t->n_forced; k-- > 0;) {
-        monet__forced f = t->forced[k];
-        f.amount *= next->factor[(size_t)f.i * N + (size_t)f.j];
-        if (!monet__change_force(e, t, f.i, f.j, f.amount)) return false;
-    }
-    for (size_t k = 0; k < next->n_forced; ++k) {
-        const monet__forced *f = &next->forced[k];
-        size_t               at = monet__forced_place(t, f->i, f->j);
-        bool  there = at < t->n_forced && t->forced[at].i == f->i && t->forced[at].j == f->j;
-        float amount = f->amount + (there ? t->forced[at].amount : 0);
-        if (!monet__change_force(e, t, f->i, f->j, amount)) return false;
+    if (next->amount && !monet__change_amounts(e, t, NULL)) return false;
+    for (size_t k = 0; k < N * N; ++k) {
+        float amount = t->amount ? t->amount[k] * next->factor[k] : 0;
+        if (next->amount) amount += next->amount[k];
+        if (t->amount) monet__change_force(t, N, k / N, k % N, amount);
+        t->factor[k] *= next->factor[k];
     }
     return true;
 }
@@ -7889,9 +7811,8 @@ static bool monet__change_finite(const monet_edit *e, const monet__change *t)
 {
     size_t NN = (size_t)e->N * (size_t)e->N;
     for (size_t k = 0; k < NN; ++k)
-        if (!(t->factor[k] - t->factor[k] == 0)) return false;
-    for (size_t k = 0; k < t->n_forced; ++k)
-        if (!(t->forced[k].amount - t->forced[k].amount == 0)) return false;
+        if (!(t->factor[k] - t->factor[k] == 0) ||
+            (t->amount && !(t->amount[k] - t->amount[k] == 0))) return false;
     return true;
 }
 
@@ -7919,11 +7840,14 @@ MONET_API monet_result monet_edit_combine(monet_edit *edit, const monet_edit *ne
 {
     monet_edit  *e = edit;
     monet_result result;
+    fenv_t       own;
     MONET__NEED(ARGUMENT, e && next, "edit is NULL");
     MONET__NEED(ARGUMENT, e->N == next->N && e->L == next->L && e->G == next->G,
                 "edits combined: one is for N=%d L=%d G=%d, the other for N=%d L=%d G=%d", e->N,
                 e->L, e->G, next->N, next->L, next->G);
+    monet__mode_begin(&own);
     result = monet__edit_combined(e, next, err);
+    monet__mode_end(&own);
     for (int l = 0; l < e->L; ++l) {
         monet__change *old = result == MONET_OK ? e->of[l] : e->made[l];
         if (e->made[l] && result == MONET_OK) e->of[l] = e->made[l];
@@ -7938,29 +7862,23 @@ MONET_API monet_result monet_edit_get(const monet_edit *edit, int32_t layer, int
                                       float *factor, float *amount)
 {
     const monet__change *t;
-    size_t              N, k;
+    size_t               at;
     if (!edit || layer < 0 || layer >= edit->L || i < 0 || i >= edit->N || j < 0 || j >= edit->N)
         return MONET_ERROR_ARGUMENT;
     t = edit->of[layer];
-    N = (size_t)edit->N;
-    if (factor) *factor = t ? t->factor[(size_t)i * N + (size_t)j] : 1;
-    if (amount) *amount = 0;
-    if (!t || !amount) return MONET_OK;
-    k = monet__forced_place(t, i, j);
-    if (k < t->n_forced && t->forced[k].i == i && t->forced[k].j == j)
-        *amount = t->forced[k].amount;
+    at = (size_t)i * (size_t)edit->N + (size_t)j;
+    if (factor) *factor = t ? t->factor[at] : 1;
+    if (amount) *amount = t && t->amount ? t->amount[at] : 0;
     return MONET_OK;
 }
 
 MONET_API int64_t monet_edit_count(const monet_edit *edit, int32_t layer)
 {
     const monet__change *t = edit && layer >= 0 && layer < edit->L ? edit->of[layer] : NULL;
-    size_t              N = edit ? (size_t)edit->N : 0;
-    int64_t             n = 0;
-    if (!t) return 0;
-    for (size_t k = 0; k < N * N; ++k) n += t->factor[k] != 1;
-    for (size_t k = 0; k < t->n_forced; ++k)
-        n += t->factor[(size_t)t->forced[k].i * N + (size_t)t->forced[k].j] == 1;
+    size_t               N = edit ? (size_t)edit->N : 0;
+    int64_t              n = 0;
+    for (size_t k = 0; t && k < N * N; ++k)
+        n += t->factor[k] != 1 || (t->amount && t->amount[k] != 0);
     return n;
 }
 
@@ -7976,12 +7894,13 @@ MONET_API monet_result monet_session_set_edit(monet_session *session, const mone
                 "edit %s: for N=%d L=%d G=%d, the model has N=%d L=%d G=%d", edit->name, edit->N,
                 edit->L, edit->G, a->moe_experts, a->n_layers, a->moe_groups);
     session->edit = edit;
-    session->n_last = 0; /* its routing belongs to the edit before */
+    session->edit_version = UINT64_MAX; /* what was kept belongs to the edit before */
     return MONET_OK;
 }
 
 /* ---- edits: text -----------------------------------------------------------------------------
    Numbers are read and written here, since libc's depend on the locale.                          */
+#define MONET__EDIT_TEXT ((size_t)1 << 30) /* bytes that are read at most */
 
 /* Digits with a point and an exponent, as far as they go; NULL = not a number. */
 static const char *monet__read_number(const char *p, const char *end, double *out)
@@ -8048,6 +7967,7 @@ typedef struct monet__words { /* the words of a text */
     const char  *p, *end, *word; /* the rest; the last word */
     size_t       size;           /* of the word */
     int32_t      line;
+    uint64_t     work;           /* pairs that rules may still set, one in one layer being 1 */
     monet_edit  *edit;
     monet_error *err;
 } monet__words;
@@ -8125,29 +8045,40 @@ static monet_result monet__edit_shape(monet__words *w)
 /* The rest of the line is the name. */
 static monet_result monet__edit_named(monet__words *w)
 {
-    monet_edit *e = w->edit;
-    size_t      n = 0;
+    char       *name = w->edit->name;
+    const char *end;
+    size_t      n;
     if (!monet__word(w)) return monet__bad_word(w, "a name");
-    for (const char *p = w->word; p < w->end && *p != '\n' && *p != '#'; ++p, ++n)
-        if (n + 1 >= sizeof e->name || *p > 126 ||
-            (*p < 32 && (*p != '\r' || (p + 1 < w->end && p[1] != '\n'))))
-            return monet__bad_word(w, "a name of at most 63 printable characters");
-        else e->name[n] = *p, w->p = p + 1;
-    while (n && (e->name[n - 1] == ' ' || e->name[n - 1] == '\r')) --n;
-    e->name[n] = 0;
+    while (w->p < w->end && *w->p != '\n' && *w->p != '#') ++w->p;
+    for (end = w->p; end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\r';) --end;
+    n = (size_t)(end - w->word);
+    for (const char *p = w->word; p < end; ++p)
+        if (*p < 32 || *p > 126) n = sizeof w->edit->name;
+    if (n >= sizeof w->edit->name)
+        return monet__bad_word(w, "a name of at most 63 printable characters");
+    memcpy(name, w->word, n);
+    name[n] = 0;
     return MONET_OK;
 }
 
 /* What a rule is about: E17, i=3, j=5, or all experts. */
 static monet_result monet__edit_target(monet__words *w, int32_t where, bool force, float value)
 {
-    int64_t N = w->edit->N, n = 0;
-    int32_t i = MONET_ALL, j = MONET_ALL;
+    int64_t  N = w->edit->N, n = 0;
+    int32_t  i = MONET_ALL, j = MONET_ALL;
+    int      first = 0, end = 0;
+    uint64_t work;
     if (monet__word_number(w, "E", N * N - 1, &n)) i = (int32_t)(n / N), j = (int32_t)(n % N);
     else if (monet__word_number(w, "i=", N - 1, &n)) i = (int32_t)n;
     else if (monet__word_number(w, "j=", N - 1, &n)) j = (int32_t)n;
     else if (!monet__is(w, "all"))
         return monet__bad_word(w, "an expert E0..N*N-1, a row i=0..N-1, a column j=0..N-1 or all");
+    (void)monet__edit_layers(w->edit, where, &first, &end);
+    work = (uint64_t)((i < 0 ? N : 1) * (j < 0 ? N : 1) * (end - first));
+    if (work > w->work)
+        return monet__fail(w->err, MONET_ERROR_FORMAT, "line %d: the rules up to here set every "
+                           "expert more than 64 times", w->line);
+    w->work -= work;
     return monet__edit_set(w->edit, where, i, j, force, value, w->err);
 }
 
@@ -8185,6 +8116,7 @@ static monet_result monet__edit_lines(monet__words *w)
     if (!monet__is(w, "1"))
         return monet__fail(w->err, MONET_ERROR_VERSION, "line %d: a newer edit: this version of "
                            "monet.h knows monet-edit 1", w->line);
+    if (monet__word(w)) return monet__bad_word(w, "the end of the line");
     while (monet__line(w)) {
         if (monet__is(w, "name")) {
             MONET__TRY(monet__edit_named(w));
@@ -8209,13 +8141,20 @@ MONET_API monet_result monet_edit_parse(const monet_model *model, const char *te
 {
     monet__words w;
     monet_result result;
+    fenv_t       own;
     if (out) *out = NULL;
     MONET__NEED(ARGUMENT, out && (text || !size), "edit: text or out is NULL");
+    MONET__NEED(ARGUMENT, size <= MONET__EDIT_TEXT, "edit: a text of %U bytes, more than %U",
+                (uint64_t)size, (uint64_t)MONET__EDIT_TEXT);
     memset(&w, 0, sizeof w);
     MONET__TRY(monet_edit_create(model, "edit", &w.edit, err));
     w.p = text, w.end = size ? text + size : text;
     w.line = 1, w.err = err;
+    w.work = 64 * (uint64_t)w.edit->N * (uint64_t)w.edit->N * (uint64_t)w.edit->L +
+             8 * (uint64_t)size;
+    monet__mode_begin(&own);
     result = monet__edit_lines(&w);
+    monet__mode_end(&own);
     if (result == MONET_OK) *out = w.edit;
     else monet_edit_free(w.edit);
     return result;
@@ -8272,10 +8211,9 @@ static void monet__text_change(monet__text *t, const monet_edit *e, const monet_
             monet__text_rule(t, "scale", where, table->factor[id], (uint64_t)id, &last, &n);
     monet__text_add(t, n ? "\n" : "");
     n = 0;
-    for (size_t k = 0; k < table->n_forced; ++k)
-        monet__text_rule(t, "force", where, table->forced[k].amount,
-                         (uint64_t)table->forced[k].i * N + (uint64_t)table->forced[k].j, &last,
-                         &n);
+    for (size_t id = 0; table->amount && id < N * N; ++id)
+        if (table->amount[id] != 0)
+            monet__text_rule(t, "force", where, table->amount[id], (uint64_t)id, &last, &n);
     monet__text_add(t, n ? "\n" : "");
 }
 
@@ -8300,6 +8238,7 @@ MONET_API monet_result monet_edit_text(const monet_edit *edit, char *text, size_
                                        size_t *size)
 {
     monet__text t;
+    fenv_t      own;
     if (size) *size = 0;
     if (!edit || !size || (capacity && !text)) return MONET_ERROR_ARGUMENT;
     t.text = text, t.size = 0, t.capacity = capacity;
@@ -8309,7 +8248,9 @@ MONET_API monet_result monet_edit_text(const monet_edit *edit, char *text, size_
     monet__text_number(&t, " L=", (uint64_t)edit->L);
     monet__text_number(&t, " G=", (uint64_t)edit->G);
     monet__text_add(&t, "\n");
+    monet__mode_begin(&own);
     monet__text_layers(&t, edit);
+    monet__mode_end(&own);
     *size = t.size;
     return t.size > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
 }
@@ -8323,7 +8264,7 @@ MONET_API monet_result monet_edit_load(const monet_model *model, const char *pat
     monet_result result;
     if (out) *out = NULL;
     MONET__NEED(ARGUMENT, model && path && out, "edit: model, path or out is NULL");
-    MONET__TRY(monet__load_whole(&model->host, path, (uint64_t)1 << 30, &block, &size, err));
+    MONET__TRY(monet__load_whole(&model->host, path, MONET__EDIT_TEXT, &block, &size, err));
     result = monet_edit_parse(model, (const char *)block, (size_t)size, out, err);
     monet__free(&model->host, block, size + 64);
     if (result != MONET_OK) monet__name_file(err, path);
@@ -8337,6 +8278,8 @@ MONET_API monet_result monet_edit_save(const monet_edit *edit, const char *path,
     monet_result result;
     MONET__NEED(ARGUMENT, edit && path, "edit or path is NULL");
     (void)monet_edit_text(edit, NULL, 0, &size);
+    MONET__NEED(UNSUPPORTED, size <= MONET__EDIT_TEXT, "edit: a text of %U bytes, more than load "
+                "takes", (uint64_t)size);
     text = (char *)monet__alloc(&edit->host, size);
     if (!text) return monet__no_memory(err, "edit", size);
     (void)monet_edit_text(edit, text, size, &size);
@@ -8439,15 +8382,18 @@ MONET_API monet_result monet_session_contribution(const monet_session *session, 
 {
     monet_routing     r;
     monet_real        weight;
+    fenv_t            own;
     const monet_real *n = monet_session_activation(session, MONET_SITE_MOE_IN, layer, index);
     if (!session || !out || !monet__is_expert(session->model, layer, i, j))
         return MONET_ERROR_ARGUMENT;
     if (!session->kept) return MONET_ERROR_STATE;
     MONET__TRY(monet_session_routing(session, index, layer, &r));
-    MONET__TRY(monet_model_expert(session->model, layer, i, j, n, out));
+    monet__mode_begin(&own);
+    monet__expert(session->model, layer, (size_t)i, (size_t)j, n, out);
     weight = monet__pair_weight(&r, i, j);
     for (size_t c = 0; c < (size_t)session->model->arch.dim; ++c)
         out[c] = weight != 0 ? weight * out[c] : 0;
+    monet__mode_end(&own);
     return MONET_OK;
 }
 
@@ -8515,7 +8461,8 @@ static void monet__parts_lists(monet__parts *p)
     p->n_list[0] = p->r.n_i, p->n_list[1] = p->r.n_j;
     for (int axis = 0; axis < 2 && change && change->n_forced; ++axis) {
         uint16_t *list = moe->forced + axis * moe->N;
-        p->n_list[axis] = monet__forced_list(list, p->list[axis], p->n_list[axis], axis, change);
+        p->n_list[axis] = monet__forced_list(list, p->list[axis], p->n_list[axis], axis, change,
+                                             moe->N);
         p->list[axis] = list;
     }
 }
@@ -8597,24 +8544,24 @@ MONET_API monet_result monet_session_lens(monet_session *session, const monet_re
     monet_session *s = session;
     monet_error   *err = s ? &s->error : NULL;
     int64_t        bad;
+    int            n = s ? s->in.n : 0;
     fenv_t         own;
     MONET__NEED(ARGUMENT, s && x && logits, "lens: x or logits is NULL");
     monet__mode_begin(&own);
-    monet__rmsnorm_forward(s->h, x, (const monet_real *)s->model->norm->data, s->model->arch.dim,
+    monet__rmsnorm_forward(s->q, x, (const monet_real *)s->model->norm->data, s->model->arch.dim,
                            (monet_real)s->model->arch.norm_eps);
-    bad = monet__lm_head(s, s->h, 1, logits);
+    bad = monet__lm_head(s, s->q, 1, logits);
+    s->in.n = n; /* a tap may call this: it uses what no site needs, and puts this back */
     monet__mode_end(&own);
     MONET__NEED(NUMERIC, bad < 0, "lens: logit %D is not finite", bad);
     return MONET_OK;
 }
 
-MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
-                                          size_t count, double *nats)
+static monet_result monet__loss(monet_session *s, const int32_t *tokens, size_t count, double *nats,
+                                monet_error *err)
 {
-    monet_session *s = session;
-    monet_error   *err = s ? &s->error : NULL;
-    double         sum = 0;
-    MONET__NEED(ARGUMENT, s && (tokens || !count) && nats, "loss: tokens or nats is NULL");
+    double sum = 0;
+    MONET__NEED(ARGUMENT, (tokens || !count) && nats, "loss: tokens or nats is NULL");
     MONET__NEED(STATE, s->all_logits, "loss: needs all_logits");
     MONET__NEED(STATE, s->n_run == s->model->arch.n_layers, "loss: no logits with set_last_layer");
     MONET__NEED(CONTEXT_FULL, count <= (size_t)s->S, "loss: %U tokens, the context is %d",
@@ -8631,13 +8578,26 @@ MONET_API monet_result monet_session_loss(monet_session *session, const int32_t 
     return MONET_OK;
 }
 
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats)
+{
+    monet_result result;
+    fenv_t       own;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    result = monet__loss(session, tokens, count, nats, &session->error);
+    monet__mode_end(&own);
+    return result;
+}
+
 MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
                                             const int32_t *tokens, size_t count, double *plain,
                                             double *edited)
 {
     const monet_edit *own;
     monet_result      result;
-    if (!session || !plain || !edited) return MONET_ERROR_ARGUMENT;
+    monet_error      *err = session ? &session->error : NULL;
+    MONET__NEED(ARGUMENT, session && plain && edited, "effect: plain or edited is NULL");
     own = session->edit;
     result = monet_session_set_edit(session, edit); /* one of another shape: before any work */
     if (result == MONET_OK) result = monet_session_loss(session, tokens, count, edited);
@@ -8659,8 +8619,10 @@ static uint64_t monet__fingerprint(const monet_model *model)
     uint8_t     bytes[MONET__ENTRY];
     monet__hash hash;
     monet__sink sink = {bytes, 0};
+    int32_t     fields[MONET__ARCH];
     monet__hash_begin(&hash);
-    monet__emit_arch(&sink, &model->arch);
+    memcpy(fields, &model->arch, sizeof fields);
+    monet__emit_ints(&sink, fields, MONET__ARCH);
     monet__hash_add(&hash, bytes, (size_t)sink.n);
     for (size_t k = 0; k < model->n_tensors; ++k) {
         sink.n = 0;
@@ -8867,7 +8829,7 @@ MONET_API monet_result monet_session_load(monet_session *session, const char *pa
 #endif
 
 /* ---- sampling --------------------------------------------------------------------- >>sampling */
-MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
+static double monet__logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
 {
     double max, sum = 0;
     if (!logits || token < 0 || token >= vocab_size) return -HUGE_VAL;
@@ -8876,6 +8838,16 @@ MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int
         if ((double)logits[v] > max) max = (double)logits[v];
     for (int32_t v = 0; v < vocab_size; ++v) sum += exp((double)logits[v] - max);
     return (double)logits[token] - max - log(sum);
+}
+
+MONET_API double monet_logprob(const monet_real *logits, int32_t vocab_size, int32_t token)
+{
+    volatile double result; /* volatile: compilers move the rest across the mode */
+    fenv_t          own;
+    monet__mode_begin(&own);
+    result = monet__logprob(logits, vocab_size, token);
+    monet__mode_end(&own);
+    return result;
 }
 
 static bool monet__likelier(const monet__candidate *a, const monet__candidate *b)
@@ -8963,16 +8935,13 @@ static int32_t monet__draw(const monet__candidate *list, size_t n, const monet_s
     return list[n - 1].token;
 }
 
-MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
-                                            int32_t *token, float *logprob)
+static monet_result monet__sample(monet_session *s, monet_sampler *sampler, int32_t *token,
+                                  float *logprob, monet_error *err)
 {
-    monet_session    *s = session;
-    monet_error      *err = s ? &s->error : NULL;
     monet_sampler     p;
     const monet_real *logits = monet_session_logits(s);
     monet__candidate  best;
     size_t            V;
-    if (!s) return MONET_ERROR_ARGUMENT;
     MONET__NEED(ARGUMENT, token, "sample: token is NULL");
     MONET__NEED(STATE, logits, "sample: no logits, eval first");
     memset(&p, 0, sizeof p);
@@ -8998,8 +8967,20 @@ MONET_API monet_result monet_session_sample(monet_session *session, monet_sample
         *token = monet__draw(s->candidates, n, &p, (double)best.logit);
     }
     if (sampler) ++sampler->draws;
-    if (logprob) *logprob = (float)monet_logprob(logits, (int32_t)V, *token);
+    if (logprob) *logprob = (float)monet__logprob(logits, (int32_t)V, *token);
     return MONET_OK;
+}
+
+MONET_API monet_result monet_session_sample(monet_session *session, monet_sampler *sampler,
+                                            int32_t *token, float *logprob)
+{
+    monet_result result;
+    fenv_t       own;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    result = monet__sample(session, sampler, token, logprob, &session->error);
+    monet__mode_end(&own);
+    return result;
 }
 
 /* ---- generation ----------------------------------------------------------------- >>generation
@@ -9258,8 +9239,7 @@ static uint64_t monet__trainer_layout(monet_trainer *t, const monet_arch *a, cha
     uint64_t H2 = 2 * (uint64_t)a->moe_heads, R = (uint64_t)t->n_routers;
     uint64_t angles = (uint64_t)t->T * (uint64_t)(t->D / 2), tasks = (uint64_t)t->team.n;
     size_t   n_tensors = monet__count_tensors(a);
-    monet__arena arena;
-    arena.base = base, arena.used = sizeof *t, arena.overflow = false;
+    monet__arena arena = {base, sizeof *t, false};
 #define MONET__REALS(count) (monet_real *)monet__take(&arena, count, r)
 #define MONET__DOUBLES(count) (double *)monet__take(&arena, count, sizeof(double))
     t->grads = MONET__REALS(t->n);
@@ -9884,23 +9864,12 @@ static void monet__back_linear(monet_trainer *t, const monet_tensor *w, const mo
     monet__linear_backward(&t->team, &job);
 }
 
-static void monet__from_split(monet_real *out, const monet_real *x, size_t n)
-{
-    size_t whole = n / MONET__GROUP * MONET__GROUP;
-    for (size_t k = 0; k < whole; k += MONET__GROUP)
-        for (size_t l = 0; l < MONET__LANES; ++l) {
-            out[k + 2 * l] = x[k + l];
-            out[k + 2 * l + 1] = x[k + MONET__LANES + l];
-        }
-    for (size_t k = whole; k < n; ++k) out[k] = x[monet__split(k)];
-}
-
 /* dsplit to dx; then h is dout * x. */
 static void monet__back_norm_token(monet_trainer *t, size_t token)
 {
     const monet_real *weight = (const monet_real *)t->norm->data, *x = t->norm_in + token * t->C;
     monet_real       *h = t->h + token * t->C;
-    monet__from_split(h, t->dsplit + token * t->stride, t->C);
+    for (size_t c = 0; c < t->C; ++c) h[c] = t->dsplit[token * t->stride + monet__split(c)];
     t->rstd[token] = monet__rmsnorm_backward(t->dx + token * t->C, h, x, weight, (int)t->C,
                                              (monet_real)t->model->arch.norm_eps);
     for (size_t c = 0; c < t->C; ++c) h[c] *= x[c];
@@ -10359,7 +10328,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 
 /* ---- undef --------------------------------------------------------------------------- >>undef */
 #undef MONET__BIG_ENDIAN
-#undef MONET__CLOEXEC
+#undef MONET__EDIT_TEXT
 #undef MONET__GROUP
 #undef MONET__LANES
 #undef MONET__NEED
@@ -10377,7 +10346,11 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 
 /* REVISION HISTORY
 
-     0.1.0  api: first version: load, save, tokenizer, session, sampling, generation
+     0.2.0  api: edits of the pair matrix, taps of single layers, set_last_layer, activations,
+                 contributions, attribution, logit lens, loss and effect, snapshots
+            API CHANGE: monet_session_set_tap(session, fn, user) -> (session, &tap)
+            API CHANGE: monet_expert has a weight beside its score; monet_routing has edit, layer
+     0.1.0  api: first version: load, save, tokenizer, session, sampling, generation, training
 
    LICENCE: use this file under either of the two, as you like.
 

@@ -5,6 +5,8 @@
 #define _POSIX_C_SOURCE 200809L
 #define MONET_IMPLEMENTATION
 #include "monet.h"
+#include <float.h>
+#include <math.h>
 #include "heap.h"
 #include "tiny.h"
 #include <limits.h>

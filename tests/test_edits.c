@@ -13,6 +13,7 @@
 #include "heap.h"
 #include "tiny.h"
 #include "host_threads.h"
+#include <time.h>
 
 enum { N = 8, H = 2, C = 16, M = 4, L = 5, G = 2, R = 3, T = 20, V = TINY_VOCAB };
 
@@ -228,10 +229,17 @@ static void test_names(void)
     static const char *const bad[] = {"", "a\n", "\tb", "caf\xc3\xa9", "x\x7f", "\r", " ", " a",
         "a ", "#", "a#b",
         "1234567890123456789012345678901234567890123456789012345678901234"};
+    static const char behind[] = " \t \r\n# x";
     static tables t;
+    char text[200];
     monet_edit *e = NULL;
     plain_tables(&t);
     for (size_t k = 0; k < sizeof good / sizeof *good; k++) {
+        int n = snprintf(text, sizeof text, "monet-edit 1\nname %s%s\nshape N=8 L=5 G=2", good[k],
+                         behind + 2 * (k % 3)); /* what is behind a name does not count */
+        CHECK_EQ(monet_edit_parse(model, text, (size_t)n, &e, &said), MONET_OK);
+        CHECK_STR(monet_edit_name(e), good[k]);
+        monet_edit_free(e);
         e = new_edit(good[k]);
         CHECK_STR(monet_edit_name(e), good[k]);
         check_round_trip(e, &t);
@@ -392,7 +400,8 @@ static void test_wrong_lines(void)
         {"\n\nhello", "line 3:", "monet-edit", MONET_ERROR_FORMAT},
         {"monet-edit", "line 1:", "monet-edit", MONET_ERROR_FORMAT},
         {"monet-edit 2\n", "line 1:", "newer", MONET_ERROR_VERSION},
-        {"monet-edit 1 2\n", "line ", "2", MONET_ERROR_FORMAT},
+        {"monet-edit 1 2\n", "line 1:", "2", MONET_ERROR_FORMAT},
+        {"monet-edit 1 shape N=8 L=5 G=2\n", "line 1:", "end of the line", MONET_ERROR_FORMAT},
         {"monet-edit 1\n\n", "line 3:", "shape", MONET_ERROR_FORMAT},
         {"monet-edit 1\nremove all all\n", "line 2:", "shape", MONET_ERROR_FORMAT},
         {"monet-edit 1\nshape N=8 L=5\n", "line 2:", "shape", MONET_ERROR_FORMAT},
@@ -529,6 +538,24 @@ static void test_huge(void)
         monet_edit_free(e);
     }
     free(text);
+}
+
+/* Rules that set the same experts over and over end in an error, not in hours. */
+static void test_repeated(void)
+{
+    char text[1000] = HEAD "scale 0.5 all";
+    monet_edit *e = NULL;
+    float factor = 1;
+    for (int n = 1; n <= 160; n++) {
+        strcat(text, " all");
+        if (n != 64 && n != 160) continue;
+        CHECK_EQ(parse(text, strlen(text), &e), n == 64 ? MONET_OK : MONET_ERROR_FORMAT);
+        if (e) CHECK_EQ(monet_edit_get(e, 4, 7, 7, &factor, NULL), MONET_OK);
+        monet_edit_free(e);
+    }
+    CHECK(same_float(factor, 0.5f));
+    CHECK_HAS(said.message, "line 4: ");
+    CHECK_HAS(said.message, "64 times");
 }
 
 static void test_files(void)
@@ -848,11 +875,40 @@ static void test_changes(void)
     CHECK_EQ(monet_session_set_edit(other, e), MONET_OK);
     CHECK_EQ(monet_session_routing(other, 0, 0, &r), MONET_ERROR_STATE);
     CHECK(monet_session_logits(other) != NULL); /* what was computed stays */
+    CHECK(monet_session_logits_at(other, T - 1) == monet_session_logits(other));
     CHECK(memcmp(monet_session_logits(other), out.logits[T - 1], sizeof out.logits[0]) == 0);
     monet_session_free(other); /* with the edit attached: the edit is still good */
     CHECK_EQ(wrong_experts(e, &t), 0);
     monet_session_free(s);
     monet_edit_free(e);
+}
+
+/* Products of edits, their text and what is listed do not depend on the caller's rounding mode. */
+static void test_rounding(void)
+{
+    monet_session *s = open_session(1);
+    monet_expert list[2][N * N];
+    CHECK_EQ(monet_session_eval(s, text, T), MONET_OK);
+    for (int round = 0; round < 8; round++) {
+        static tables t, next;
+        monet_edit *e = random_edit(&t, 9), *with = random_edit(&next, 9);
+        monet_routing r;
+        CHECK_EQ(monet_session_routing(s, round, round % L, &r), MONET_OK);
+        memset(list, 0, sizeof list);
+        (void)monet_routing_experts(&r, 0, list[0], N * N);
+        combine_tables(&t, &next);
+        if (!CHECK_EQ(fesetround(FE_UPWARD), 0)) return;
+        (void)monet_routing_experts(&r, 0, list[1], N * N);
+        CHECK_EQ(monet_edit_combine(e, with, &said), MONET_OK);
+        CHECK_EQ(wrong_experts(e, &t), 0);
+        check_round_trip(e, &t);
+        CHECK_EQ(fesetround(FE_TONEAREST), 0);
+        CHECK(memcmp(list[0], list[1], sizeof list[0]) == 0);
+        check_round_trip(e, &t);
+        monet_edit_free(e);
+        monet_edit_free(with);
+    }
+    monet_session_free(s);
 }
 
 /* Nothing is left of a layer whose experts are all removed: exactly nothing. */
@@ -890,6 +946,49 @@ static monet_model *open_model(tiny_file *file, const tiny_options *options,
     if (!CHECK_EQ(monet_model_load_memory(file->data, file->size, config, &m, &said), MONET_OK))
         printf("    %s\n", said.message);
     return m;
+}
+
+/* Seconds to parse, and how many experts are forced then. */
+static double parse_time(const char *words, int64_t *forced)
+{
+    clock_t start = clock();
+    monet_edit *e = NULL;
+    double seconds;
+    if (!CHECK_EQ(parse(words, strlen(words), &e), MONET_OK)) printf("    %s\n", said.message);
+    seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    *forced = monet_edit_count(e, 0);
+    monet_edit_free(e);
+    return seconds;
+}
+
+/* All 65536 experts forced: upwards, downwards, by columns, and on and off. None takes much longer
+   than the first, which inserts nothing between others.                                          */
+static void test_any_order(void)
+{
+    enum { MANY = 256 };
+    static const char head[] = "monet-edit 1\nshape N=256 L=2 G=1\nforce 1 L0";
+    tiny_options options = {.n_experts = MANY};
+    tiny_file file;
+    monet_model *kept = model;
+    char *words = (char *)malloc(sizeof head + 9 * MANY * MANY);
+    double first = 0, seconds;
+    int64_t forced = 0;
+    model = open_model(&file, &options, NULL);
+    for (int order = 0; words && model && order < 4; order++) {
+        char *p = words + sprintf(words, "%s", head);
+        for (int k = 0; k < MANY * MANY && order < 2; k++)
+            p += sprintf(p, " E%d", order ? MANY * MANY - 1 - k : k);
+        for (int j = 0; j < MANY && order == 2; j++) p += sprintf(p, " j=%d", j);
+        if (order == 3) sprintf(p, " all\nforce 0 L0 all");
+        seconds = parse_time(words, &forced);
+        if (order == 0) first = seconds;
+        CHECK_EQ(forced, order < 3 ? MANY * MANY : 0);
+        if (!CHECK(seconds <= 4 * first + 0.05)) printf("    %d: %g %g\n", order, seconds, first);
+    }
+    free(words);
+    monet_model_free(model);
+    tiny_drop(&file);
+    model = kept;
 }
 
 static void test_other_shapes(void)
@@ -1038,6 +1137,7 @@ int main(void)
         test_layers();
         test_bits();
         test_changes();
+        test_rounding();
         test_removed();
         if (kind == 0) {
             test_calls();
@@ -1052,6 +1152,8 @@ int main(void)
             test_numbers();
             test_damaged();
             test_huge();
+            test_repeated();
+            test_any_order();
             test_files();
             test_other_shapes();
             test_memory();

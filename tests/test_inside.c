@@ -308,6 +308,10 @@ static void contributions(const monet_model *m, const monet_session *s)
                              MONET_OK);
                 p = p * (double)factor + (double)amount;
                 CHECK_EQ(monet_session_contribution(s, t, layer, e / N, e % N, part), MONET_OK);
+                (void)fesetround(FE_UPWARD); /* the caller's mode does not matter */
+                CHECK_EQ(monet_session_contribution(s, t, layer, e / N, e % N, whole), MONET_OK);
+                (void)fesetround(FE_TONEAREST);
+                CHECK(memcmp(part, whole, (size_t)a->dim * sizeof *part) == 0);
                 CHECK_EQ(monet_model_expert(m, layer, e / N, e % N, n, whole), MONET_OK);
                 for (int c = 0; c < a->dim; c++) {
                     sum[c] += (double)part[c];
@@ -438,6 +442,38 @@ static void lens(const monet_model *m, monet_session *s)
     ARGUMENT(monet_session_lens(s, x, NULL));
 }
 
+/* A tap may look through the lens of its own session. */
+static bool look_through(void *user, monet_site site, int32_t layer, int32_t first, int32_t count,
+                         monet_real *data)
+{
+    monet_session *s = (monet_session *)user;
+    size_t C = (size_t)monet_model_arch(s->model)->dim;
+    float logits[64];
+    (void)site, (void)layer, (void)first;
+    for (size_t t = 0; t < (size_t)count; t++)
+        CHECK_EQ(monet_session_lens(s, data + t * C, logits), MONET_OK);
+    return true;
+}
+
+static void lens_in_taps(const monet_model *m, monet_mode mode)
+{
+    size_t size = (size_t)monet_model_arch(m)->vocab_size * sizeof(float);
+    monet_session_config config = {0};
+    monet_session *s, *plain;
+    config.mode = mode;
+    s = open_session(m, &config), plain = open_session(m, &config);
+    for (size_t n = N_TOKENS - 2; n < N_TOKENS; n++) { /* many tokens, then one */
+        const int32_t *from = n < N_TOKENS - 1 ? text : text + n;
+        size_t count = n < N_TOKENS - 1 ? n + 1 : 1;
+        CHECK_EQ(tiny_tap(s, look_through, s), MONET_OK);
+        CHECK_EQ(monet_session_eval(s, from, count), MONET_OK);
+        CHECK_EQ(monet_session_eval(plain, from, count), MONET_OK);
+        CHECK(!memcmp(monet_session_logits(s), monet_session_logits(plain), size));
+    }
+    monet_session_free(s);
+    monet_session_free(plain);
+}
+
 /* Removes a row, turns a column round, forces two experts, one of them by a negative weight. */
 static monet_edit *edited(const monet_model *m)
 {
@@ -463,6 +499,8 @@ static void inside(const monet_arch *shape, monet_dtype dtype)
     contributions(m, s);
     attribution(m, s, shape->n_layers);
     lens(m, s);
+    lens_in_taps(m, MONET_EXACT);
+    lens_in_taps(m, MONET_FAST);
     CHECK_EQ(monet_session_eval(plain, text, N_TOKENS), MONET_OK);
     CHECK_EQ(monet_session_eval(plain, text, 1), MONET_OK);
     CHECK_EQ(monet_session_eval(s, text, 1), MONET_OK); /* nothing of that is left behind */
@@ -578,8 +616,12 @@ static void loss(const monet_model *m, const monet_model *stranger)
     CHECK_EQ(monet_session_eval(s, text, N_TOKENS), MONET_OK);
     for (int32_t k = 0; k + 1 < N_TOKENS; k++)
         whole -= monet_logprob(monet_session_logits_at(s, k), V, text[k + 1]);
-    CHECK_EQ(monet_session_loss(s, text, N_TOKENS, &nats), MONET_OK);
-    CHECK(nats == whole && monet_session_length(s) == N_TOKENS);
+    for (int k = 0; k < 2; k++) {
+        CHECK_EQ(monet_session_loss(s, text, N_TOKENS, &nats), MONET_OK);
+        CHECK(nats == whole && monet_session_length(s) == N_TOKENS);
+        (void)fesetround(FE_UPWARD); /* the second time; it makes no difference */
+    }
+    (void)fesetround(FE_TONEAREST);
     CHECK_EQ(monet_session_effect(s, NULL, text, N_TOKENS, &nats, &other), MONET_OK);
     CHECK(nats == whole && other == whole && monet_session_length(s) == 0);
     CHECK_EQ(monet_session_effect(s, edit, text, N_TOKENS, &nats, &other), MONET_OK);
@@ -590,6 +632,8 @@ static void loss(const monet_model *m, const monet_model *stranger)
     CHECK_EQ(monet_session_effect(s, NULL, text, N_TOKENS, &nats, &other), MONET_OK);
     CHECK(nats == whole && other == whole);
     ARGUMENT(monet_session_effect(s, strange_edit, text, N_TOKENS, &nats, &other));
+    ARGUMENT(monet_session_effect(s, edit, text, N_TOKENS, NULL, &other));
+    CHECK_HAS(monet_session_error(s)->message, "effect: plain or edited is NULL");
     CHECK_EQ(monet_session_loss(s, text, N_TOKENS, &nats), MONET_OK); /* its own, as before */
     CHECK(nats != whole);
     CHECK_EQ(monet_session_set_edit(s, NULL), MONET_OK);
@@ -756,8 +800,8 @@ static void shallow(const monet_model *m)
 static void seal(tiny_file *f)
 {
     if (f->size < 72) return;
-    tiny_put(f, 56, 8, monet__hash_of(f->data + 72, f->size - 72));
-    tiny_put(f, 64, 8, monet__hash_of(f->data, 64));
+    tiny_put(f, 56, 8, tiny_xxh64(f->data + 72, f->size - 72));
+    tiny_put(f, 64, 8, tiny_xxh64(f->data, 64));
 }
 
 static monet_session *target; /* holds other tokens, and must keep them */

@@ -98,7 +98,7 @@ static float weight(const monet_tensor *t, int row, int column, bool horizontal)
 {
     int layer = 0, after = 0;
     const char *name = t->name;
-    float noise = tiny_random(5, monet__hash_of(name, strlen(name)), (uint64_t)(row * 64 + column));
+    float noise = tiny_random(5, tiny_xxh64(name, strlen(name)), (uint64_t)(row * 64 + column));
     if (sscanf(name, "layers.%d.%n", &layer, &after) == 1) name += after;
     if (strstr(name, "running_mean")) return 0;
     if (t->n_dims == 1 && !strstr(name, "bias")) return 1; /* norms, variances */

@@ -179,10 +179,25 @@ static int can_draw(const slow *expected, int32_t token)
     return 0;
 }
 
+/* Whether the caller's rounding mode changes what is drawn, or its probability. */
+static int mode_matters(mock *m, monet_sampler s, int32_t token, float logprob)
+{
+    int32_t other = -1;
+    float   p = 1;
+    double  plain = monet_logprob(m->logits, m->model.arch.vocab_size, 0), upward;
+    (void)fesetround(FE_UPWARD);
+    (void)monet_session_sample(&m->session, &s, &other, &p);
+    upward = monet_logprob(m->logits, m->model.arch.vocab_size, 0);
+    (void)fesetround(FE_TONEAREST);
+    return other != token || memcmp(&p, &logprob, sizeof p) != 0 ||
+           memcmp(&plain, &upward, sizeof plain) != 0;
+}
+
 static void test_random_samplers(void)
 {
     static mock m;
     int         wrong_cut = 0, wrong_token = 0, wrong_greedy = 0, wrong_logprob = 0, draws = 0;
+    int         wrong_mode = 0;
 
     for (int round = 0; round < 6000 * many; ++round) {
         int           V = round % 10 ? 1 + below(60) : 1 + below(MAX_V);
@@ -200,6 +215,7 @@ static void test_random_samplers(void)
         wrong_token += !can_draw(&expected, token);
         wrong_greedy += s.temperature == 0 && token != expected.token[0];
         wrong_logprob += token >= 0 && logprob != (float)monet_logprob(m.logits, V, token);
+        wrong_mode += mode_matters(&m, first, token, logprob);
         ++first.draws;
         draws += memcmp(&first, &s, sizeof s) != 0; /* nothing but draws has changed */
     }
@@ -207,6 +223,7 @@ static void test_random_samplers(void)
     CHECK_EQ(wrong_token, 0);
     CHECK_EQ(wrong_greedy, 0);
     CHECK_EQ(wrong_logprob, 0);
+    CHECK_EQ(wrong_mode, 0);
     CHECK_EQ(draws, 0);
 }
 

@@ -685,6 +685,42 @@ static void test_damage(void)
     tiny_drop(&file);
 }
 
+/* Numbers that no counting could reach, with the hash of the file right. */
+static void test_hostile(void)
+{
+    static const double sums[] = {1e308, INFINITY, NAN, -1e-9};
+    stats s = make(0, 3, 1), t;
+    tool_error err;
+    tiny_file file = saved(&s);
+    size_t k, which;
+
+    tiny_put(&file, 60, 4, INT32_MAX); /* top and sample: their sum does not fit */
+    tiny_put(&file, 64, 4, INT32_MAX);
+    set_hash(&file);
+    CHECK(!load(&t, &file, &err));
+    CHECK_HAS(err.message, "out of range");
+    tiny_drop(&file);
+    for (k = 0; k < 4; k++)
+        for (which = 0; which < 6; which++) {
+            double *const at[6] = {&s.halves.sums[1].sum, &s.halves.sums[1].sum2, &s.gates[2],
+                                   &s.halves.scored[3].product, &s.sum_y, &s.sum_y2};
+            const double kept = *at[which];
+            *at[which] = k == 3 && which > 2 && which < 5 ? 1e308 : sums[k]; /* may be negative */
+            file = saved(&s);
+            CHECK(!load(&t, &file, &err));
+            CHECK_HAS(err.message, "a sum");
+            tiny_drop(&file);
+            *at[which] = kept;
+        }
+    s.n_tokens += UINT64_C(1) << 54;
+    s.labels[0].n_tokens += UINT64_C(1) << 54;
+    file = saved(&s);
+    CHECK(!load(&t, &file, &err));
+    CHECK_HAS(err.message, "header");
+    tiny_drop(&file);
+    stats_free(&s);
+}
+
 /* Every allocation fails once: a message, nothing lost, nothing leaked. */
 static void test_memory(const tiny_file *whole)
 {
@@ -772,6 +808,7 @@ int main(void)
         test_overlap();
         test_refusals(&file);
         test_damage();
+        test_hostile();
         test_memory(&file);
         test_other_model(&file);
     }

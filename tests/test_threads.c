@@ -138,8 +138,8 @@ static uint64_t trained(const subject *s, const monet_host *host)
         CHECK_EQ(monet_trainer_forward(trainer, s->tokens, s->tokens + 1, &losses), MONET_OK);
         CHECK_EQ(monet_trainer_backward(trainer), MONET_OK);
         grads = monet_trainer_grads(trainer, &n);
-        hash = tiny_mix(hash ^ monet__hash_of((const uint8_t *)grads, n * sizeof *grads));
-        hash = tiny_mix(hash ^ monet__hash_of((const uint8_t *)&losses, sizeof losses));
+        hash = tiny_mix(hash ^ tiny_xxh64((const uint8_t *)grads, n * sizeof *grads));
+        hash = tiny_mix(hash ^ tiny_xxh64((const uint8_t *)&losses, sizeof losses));
         CHECK_EQ(monet_trainer_update(trainer, 0.01f, NULL), MONET_OK);
     }
     monet_trainer_free(trainer);

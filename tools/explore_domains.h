@@ -153,7 +153,7 @@ static TOOL_UNUSED int64_t domains_count(const stats *s, int32_t group, const ui
     return n;
 }
 
-/* Routing mass of the mask: mean scores added up. All experts of a group together have at most H. */
+/* Routing mass of the mask: mean scores added up. All experts of a group together have H. */
 static TOOL_UNUSED double domains_mass(const stats *s, int32_t group, const uint8_t *mask,
                                        int32_t label)
 {

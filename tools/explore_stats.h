@@ -242,12 +242,13 @@ static TOOL_UNUSED bool pass__run(stats_pass *p, const char **paths, size_t n, t
 static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, size_t n,
                                            tool_error *err)
 {
+    const uint64_t most = (uint64_t)p->set->memory << 20;
     stats other;
     size_t k;
-    bool ok = stats_load(&p->s, p->e->model, paths[0], err);
+    bool ok = stats_load_limited(&p->s, p->e->model, paths[0], most, err);
 
     for (k = 1; ok && k < n; k++) {
-        ok = stats_load(&other, p->e->model, paths[k], err);
+        ok = stats_load_limited(&other, p->e->model, paths[k], most, err);
         if (!ok) break;
         ok = stats_merge(&p->s, &other, err) || tool_prefix(err, paths[k]);
         stats_free(&other);

@@ -114,6 +114,8 @@ typedef struct stats {
 } stats;
 
 #define STATS_MAX_LIST 256
+#define STATS_MAX_Y 1e100                          /* of the score of a text */
+#define STATS_MAX_TOKENS (UINT64_C(1) << 53)
 #define STATS_HELD ((size_t)1 << 20)
 #define STATS_BYTES UINT64_C(4000000000)
 
@@ -571,8 +573,8 @@ static TOOL_UNUSED bool stats__fingerprint(stats *s, const monet_model *model, t
 static TOOL_UNUSED bool stats__start(stats *s, size_t n_labels, tool_error *err)
 {
     const stats_config *c = &s->config;
-    const uint64_t N = (uint64_t)s->N, n_groups = (uint64_t)s->n_groups;
-    const uint64_t n = N * N * n_groups, n_lists = (uint64_t)(c->top + c->sample);
+    const uint64_t N = (uint64_t)s->N, n_groups = (uint64_t)s->n_groups, n = N * N * n_groups;
+    uint64_t n_lists;
 
     if (c->top < 1 || c->top > STATS_MAX_LIST || c->sample < 1 || c->sample > STATS_MAX_LIST ||
         c->context < 1 || c->context > 4096 || c->n_threads < 1 || c->n_threads > 256)
@@ -581,6 +583,7 @@ static TOOL_UNUSED bool stats__start(stats *s, size_t n_labels, tool_error *err)
                          (int)c->sample, STATS_MAX_LIST, (int)c->context, (int)c->n_threads);
     if (!stats__fits(s, stats__fixed(c, N, (uint64_t)s->H, n_groups, n_labels), n_labels,
                      err)) return false;
+    n_lists = (uint64_t)(c->top + c->sample);
     s->drop_at = STATS_HELD;
     s->experts.n = (size_t)n;
     s->halves.n = (size_t)(2 * N * n_groups);
@@ -1058,7 +1061,7 @@ static TOOL_UNUSED bool stats__check(const stats *s, const monet_session *sessio
 
     if (s->config.n_threads < 1 || s->config.n_threads > 256)
         return tool_fail(err, "%d threads, needs 1 to 256", (int)s->config.n_threads);
-    if (w->n < 1 || w->label >= s->n_labels || (w->has_score && !(fabs(w->score) <= 1e100)))
+    if (w->n < 1 || w->label >= s->n_labels || (w->has_score && !(fabs(w->score) <= STATS_MAX_Y)))
         return tool_fail(err, "a window of %d tokens, label %lu of %llu, score %g: out of range",
                          (int)w->n, (unsigned long)w->label, (unsigned long long)s->n_labels,
                          w->score);

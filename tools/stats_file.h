@@ -217,36 +217,28 @@ static TOOL_UNUSED uint64_t stats__get(stats__reader *r, size_t size)
     return value;
 }
 
-/* A sum of numbers that are not negative. */
-static TOOL_UNUSED double stats__get_sum(stats__reader *r)
+/* A number from least to most. Where that is what a sum can reach, all that is made of it later is
+   finite. */
+static TOOL_UNUSED double stats__get_within(stats__reader *r, double least, double most)
 {
     const uint64_t bits = stats__get(r, 8);
     double x;
 
     memcpy(&x, &bits, sizeof x);
-    if (!(x >= 0 && x <= DBL_MAX)) return stats__bad(r, "a sum"), 0;
-    return x;
-}
-
-static TOOL_UNUSED double stats__get_any(stats__reader *r)
-{
-    const uint64_t bits = stats__get(r, 8);
-    double x;
-
-    memcpy(&x, &bits, sizeof x);
-    if (!(fabs(x) <= DBL_MAX)) return stats__bad(r, "a number"), 0;
+    if (!(x >= least && x <= most)) return stats__bad(r, "a sum"), 0;
     return x;
 }
 
 static TOOL_UNUSED void stats__get_counts(stats__reader *r, const stats *s, const stats_table *t,
                                           size_t at)
 {
+    const double score = 2 * (double)s->H, most = score * (double)s->n_tokens;
     stats_sum *sum = &t->sums[at];
     uint64_t n, count = 0, next = 0;
 
     sum->count = stats__get(r, 8);
-    sum->sum = stats__get_sum(r);
-    sum->sum2 = stats__get_sum(r);
+    sum->sum = stats__get_within(r, 0, most);
+    sum->sum2 = stats__get_within(r, 0, score * most);
     for (n = stats__get(r, 4); n > 0 && r->ok; n--) {
         const uint64_t label = stats__get(r, 4);
         stats_cell *cell;
@@ -256,16 +248,16 @@ static TOOL_UNUSED void stats__get_counts(stats__reader *r, const stats *s, cons
         }
         cell = &t->cells[label][at];
         cell->count = stats__get(r, 8);
-        cell->sum = stats__get_sum(r);
+        cell->sum = stats__get_within(r, 0, most);
         if (cell->count > s->labels[label].n_tokens) stats__bad(r, "a count of a label");
         count += cell->count;
         next = label + 1;
     }
     if (count != sum->count || count > s->n_tokens) stats__bad(r, "a count");
     if (t->scored == NULL) return;
-    t->scored[at].sum = stats__get_sum(r);
-    t->scored[at].sum2 = stats__get_sum(r);
-    t->scored[at].product = stats__get_any(r);
+    t->scored[at].sum = stats__get_within(r, 0, most);
+    t->scored[at].sum2 = stats__get_within(r, 0, score * most);
+    t->scored[at].product = stats__get_within(r, -2 * STATS_MAX_Y * most, 2 * STATS_MAX_Y * most);
 }
 
 /* A list, in its order, each token once. Returns how many. */
@@ -384,6 +376,7 @@ static TOOL_UNUSED bool stats__get_head(stats__reader *r, stats *s)
     const bool alike = stats__get(r, 4) == (uint64_t)s->N && stats__get(r, 4) == (uint64_t)s->H &&
                        stats__get(r, 4) == (uint64_t)s->n_groups;
     uint64_t n, scored;
+    double most;
 
     if (r->ok && !(same && alike))
         return r->ok = tool_fail(r->err, "are statistics of another model or tokenizer");
@@ -395,10 +388,12 @@ static TOOL_UNUSED bool stats__get_head(stats__reader *r, stats *s)
     s->n_tokens = stats__get(r, 8);
     scored = stats__get(r, 4);
     s->n_scored = stats__get(r, 8);
-    s->sum_y = stats__get_any(r);
-    s->sum_y2 = stats__get_sum(r);
+    most = 2 * STATS_MAX_Y * (double)s->n_scored;
+    s->sum_y = stats__get_within(r, -most, most);
+    s->sum_y2 = stats__get_within(r, 0, STATS_MAX_Y * most);
     n = stats__get(r, 4);
-    if (scored > 1 || s->n_scored > s->n_tokens || n > TEXTS_MAX_LABELS)
+    if (scored > 1 || s->n_tokens > STATS_MAX_TOKENS || s->n_scored > s->n_tokens ||
+        s->n_scored > (scored ? s->n_tokens : 0) || n > TEXTS_MAX_LABELS)
         stats__bad(r, "a number of the header");
     if (!r->ok) return false;
     r->ok = stats__start(s, (size_t)n, r->err) && (scored == 0 || stats__need_scored(s, r->err));
@@ -422,7 +417,8 @@ static TOOL_UNUSED bool stats__get_all(stats__reader *r, stats *s, tool_error *e
                          (unsigned long long)r->size, (unsigned long long)size);
     r->hash = tool_hash_more(TOOL_HASH_START, r->bytes + r->from, r->have - r->from);
     if (!stats__get_head(r, s) || !stats__get_tokens(r, s)) return false;
-    for (k = 0; k < s->halves.n * (size_t)s->H && r->ok; k++) s->gates[k] = stats__get_sum(r);
+    for (k = 0; k < s->halves.n * (size_t)s->H && r->ok; k++)
+        s->gates[k] = stats__get_within(r, 0, 2 * (double)s->n_tokens);
     for (k = 0; k < s->halves.n && r->ok; k++) stats__get_counts(r, s, &s->halves, k);
     stats__get_experts(r, s);
     if (r->ok && stats__left(r) > 0) stats__bad(r, "bytes are left over");
