@@ -242,7 +242,7 @@ static TOOL_UNUSED bool pass__run(stats_pass *p, const char **paths, size_t n, t
 static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, size_t n,
                                            tool_error *err)
 {
-    const uint64_t most = (uint64_t)p->set->memory << 20;
+    const uint64_t most = (uint64_t)p->set->memory * 1000000;
     stats other;
     size_t k;
     bool ok = stats_load_limited(&p->s, p->e->model, paths[0], most, err);
