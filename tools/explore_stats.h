@@ -242,7 +242,7 @@ static TOOL_UNUSED bool pass__run(stats_pass *p, const char **paths, size_t n, t
 static TOOL_UNUSED bool pass__merge_files(stats_pass *p, const char **paths, size_t n,
                                            tool_error *err)
 {
-    const uint64_t most = (uint64_t)p->set->memory << 20;
+    const uint64_t most = (uint64_t)p->set->memory * 1000000;
     stats other;
     size_t k;
     bool ok = stats_load_limited(&p->s, p->e->model, paths[0], most, err);
@@ -264,8 +264,8 @@ static TOOL_UNUSED int explore_stats(explore *e, int argc, char **argv)
         "Reads texts through the model in one pass and counts for every expert: how often it is\n"
         "active, its mean score per label, its strongest tokens. TEXTS are files and folders; the\n"
         "label of a file is its name up to the first dot. A .jsonl file has a document a line:\n"
-        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C. It ends\n"
-        "with a summary; --quiet leaves that out.",
+        "{\"text\": ..., \"label\": ..., \"score\": ...}. Saved every minute and at Ctrl-C. It\n"
+        "ends with a summary; --quiet leaves that out.",
         "  explore stats examples/monet-4m.monet texts/ --match '*.train.txt' --out all.stats\n"
         "  explore stats examples/monet-4m.monet a.stats b.stats --merge --out all.stats\n"
         "  explore stats examples/monet-4m.monet all.stats --summary"};
