@@ -103,8 +103,9 @@
                           them, any number share it, and it is changed only while none evaluates.
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
-     model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
-     encode (and so generate), create, save and load take scratch and free it.
+     model is two more, an edit has tables for layers that it changes). Nothing is allocated by
+     eval, sample, rewind, forward, backward or update; encode (and so generate), create, save and
+     load take scratch and free it.
 
    DETERMINISM
 
@@ -703,12 +704,13 @@ MONET_API monet_result monet_session_effect(monet_session *session, const monet_
    The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.
    Taps, edits and what was kept of the last eval are not in it. A model is known by its shape and
    the hashes of its tensors, which a trainer does not renew: there, an update is not noticed.    */
-/* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
+/* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). All of these functions are
+   MONET_ERROR_UNSUPPORTED on a big-endian machine, or if MONET_REAL is not float.                */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
                                               size_t capacity, size_t *size);
 /* Into any session of the same weights, kv_dtype and a context that is long enough. All of it is
-   checked before anything changes. MONET_ERROR_FORMAT: damaged. MONET_ERROR_ARGUMENT: of another
-   model or kv_dtype. MONET_ERROR_CONTEXT_FULL: too long.                                         */
+   checked before anything changes. MONET_ERROR_FORMAT: damaged. MONET_ERROR_VERSION: newer.
+   MONET_ERROR_ARGUMENT: of another model or kv_dtype. MONET_ERROR_CONTEXT_FULL: too long.        */
 MONET_API monet_result monet_session_restore(monet_session *session, const void *data, size_t size);
 #ifndef MONET_NO_STDIO
 MONET_API monet_result monet_session_save(const monet_session *session, const char *path,

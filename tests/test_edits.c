@@ -948,6 +948,37 @@ static monet_model *open_model(tiny_file *file, const tiny_options *options,
     return m;
 }
 
+/* Layers of one router that force all 4096 pairs of each token, or change P in other ways: many
+   tokens are computed in chunks, one token is not.                                               */
+static void test_chunks(void)
+{
+    tiny_options options = {.n_experts = 64, .n_layers = 4, .moe_groups = 4};
+    tiny_file file;
+    monet_model *kept = model;
+    const monet_edit *edits[T];
+    static outcome whole, pieces;
+    monet_session *s;
+    monet_edit *e;
+    model = open_model(&file, &options, NULL);
+    e = new_edit("chunks");
+    CHECK_EQ(monet_edit_force(e, 0, MONET_ALL, MONET_ALL, 0.001f, NULL), MONET_OK);
+    CHECK_EQ(monet_edit_scale(e, 1, MONET_ALL, MONET_ALL, -0.5f, NULL), MONET_OK);
+    CHECK_EQ(monet_edit_force(e, 3, MONET_ALL, MONET_ALL, 0.002f, NULL), MONET_OK);
+    for (int t = 0; t < T; t++) edits[t] = e;
+    for (int threads = 1; threads < 4; threads += 2) {
+        s = open_session(threads);
+        run(s, edits, T, &whole);
+        CHECK(s->moe.first > 0); /* the last layer took several chunks */
+        run(s, edits, 1, &pieces);
+        CHECK(same_outcome(&whole, &pieces));
+        monet_session_free(s);
+    }
+    monet_edit_free(e);
+    monet_model_free(model);
+    tiny_drop(&file);
+    model = kept;
+}
+
 /* Seconds to parse, and how many experts are forced then. */
 static double parse_time(const char *words, int64_t *forced)
 {
@@ -1026,7 +1057,6 @@ static void test_other_shapes(void)
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 static heap_count heap;
-static tables before; /* of the edit that the work is done on */
 
 enum { CREATE, SCALE, SPLIT, FORCE, COMBINE, PARSE, SAVE, LOAD, N_WORKS };
 
@@ -1154,6 +1184,7 @@ int main(void)
             test_huge();
             test_repeated();
             test_any_order();
+            test_chunks();
             test_files();
             test_other_shapes();
             test_memory();
