@@ -56,7 +56,8 @@
                           >>sampling_api >>generation_api >>training_api
      implementation       >>platform >>memory >>numbers >>hash >>kernels >>simd >>threads >>layers
                           >>experts >>table >>file >>load >>save >>tokenizer >>session >>eval
-                          >>routing >>edits >>sampling >>generation >>training >>undef
+                          >>routing >>edits >>attribution >>snapshots >>sampling >>generation
+                          >>training >>undef
 
    WHAT MONET IS
 
@@ -100,7 +101,7 @@
      trainer              a model of its own, gradients, moments, activations. One thread at a time.
      Each object is one allocation of host.alloc_fn (a loaded file is mapped beside it, a trainer's
      model is two more). Nothing is allocated by eval, sample, rewind, forward, backward or update;
-     encode (and so generate), create and save take scratch and free it.
+     encode (and so generate), create, save and load take scratch and free it.
 
    DETERMINISM
 
@@ -138,6 +139,17 @@
      7 moments            of AdamW, both as large as the data; behind them, XXH64 in the table
      Order and offsets are fixed, so a file with a gap, an overlap or a byte too many is refused.
      Readers skip sections that they do not know.
+
+   A SNAPSHOT             of a session, in memory or a file; little-endian, without padding
+
+     header, 72           magic "MONETKV\x1a", u32 version, u32 0x01020304, u64 size of all,
+                          u64 XXH64 of architecture and tensor entries (with their hashes),
+                          u32 kv_dtype, u32 L, u32 K, u32 D, u32 tokens, u32 logits (0 or V),
+                          u64 XXH64 of what is behind the header, u64 XXH64 of bytes 0..63
+     then                 u32 tokens that each layer saw (L), i32 tokens; for each layer the keys,
+                          then the values of these tokens: for each head and column group the rows
+                          as they lie in the cache (>>tensors; S rows are one panel); f32 logits
+     All but the numbers of the cache, which are any, is checked before anything changes.
 
    LICENCE                at the end of this file: public domain or MIT-0, your choice
 */
@@ -565,7 +577,8 @@ MONET_API size_t monet_routing_experts(const monet_routing *routing, float thres
 enum { MONET_ALL = -1 };
 #define MONET_ROUTER(g) (-2 - (g))
 
-/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters. */
+/* An edit that changes nothing, for models of this shape. name: 1..63 printable characters without
+   #; the first and the last are no blanks.                                                       */
 MONET_API monet_result monet_edit_create(const monet_model *model, const char *name,
                                          monet_edit **out, monet_error *err);
 /* NULL is allowed. No session may hold it: monet_session_set_edit(session, NULL) first, or free the
@@ -634,16 +647,17 @@ typedef struct monet_tap {
    is no such site or layer.                                                                      */
 MONET_API monet_result monet_session_set_tap(monet_session *session, const monet_tap *tap);
 /* Evals end after this layer; the others are not run, and there are no logits. MONET_ALL = run all.
-   An eval that would go on deeper than the tokens before it is MONET_ERROR_STATE: rewind to 0.   */
+   An eval that would go on deeper than a token before it is MONET_ERROR_STATE: rewind first.     */
 MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer);
 
-/* ---- attribution ------------------------------------------------------------- >>attribution_api
+/* ---- attribution ----------------------------------------------------------- >>attribution_api
    Where a number of the residual stream or a logit comes from: exact, since experts add up.      */
 /* (C) of token `index` of the last eval; needs capture_activations. Sites of >>taps_api, after what
-   a tap wrote. NULL if there is none.                                                            */
+   a tap wrote; not FINAL_NORM. NULL if there is none. Valid until the next eval.                 */
 MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
                                                      int32_t layer, int32_t index);
-/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. */
+/* out (C) = E_ij(n): what expert (i,j) makes of n (C), see MONET_SITE_MOE_IN, at weight 1. The two
+   must not overlap.                                                                              */
 MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
                                           int32_t j, const monet_real *n, monet_real *out);
 /* out (C) = P[i,j] * E_ij(n): what it added to the residual stream of token `index` of the last
@@ -657,11 +671,12 @@ typedef struct monet_part {       /* a part of a logit */
     int32_t    i, j;              /* the expert */
     float      weight;            /* its P[i,j], edits applied */
     double     logit;             /* lm_head . (norm weight * part / rms of the stream) */
-    double     bias;              /* share of `logit` that comes from the expert's biases */
+    double     bias;              /* share of `logit` that comes from moe.b of its halves */
 } monet_part;
 /* The parts of logit `token` after token `index` of the last eval: embedding, then for each layer
-   attention and all experts whose weight is not 0. They sum up to the logit, unless a tap wrote to
-   the stream itself. *count is right even if capacity is too small. Needs capture_activations.   */
+   attention and all experts whose weight is not 0. They sum up to the logit (with set_last_layer,
+   to that of the lens), unless a tap wrote to MOE_OUT, RESIDUAL or FINAL_NORM. *count is right even
+   if capacity is too small (MONET_ERROR_CAPACITY). Needs capture_activations.                    */
 MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
                                                  int32_t token, monet_part *out, size_t capacity,
                                                  size_t *count);
@@ -669,16 +684,20 @@ MONET_API monet_result monet_session_attribution(monet_session *session, int32_t
    logits stay.                                                                                   */
 MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
                                           monet_real *logits);
-/* *nats = sum of -log p of tokens[1..count-1]. Starts from an empty session; needs all_logits. */
+/* *nats = sum of -log p of tokens[1..count-1]. Rewinds to 0 first; needs all_logits. Goes in pieces
+   of max_batch, so count may be as large as the context.                                         */
 MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
                                           size_t count, double *nats);
-/* The same without and with an edit; the session's own edit is put back afterwards. */
+/* The same without any edit and with this one. The session is empty afterwards, and has its own
+   edit again.                                                                                    */
 MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
                                             const int32_t *tokens, size_t count, double *plain,
                                             double *edited);
 
-/* ---- snapshots ------------------------------------------------------------------ >>snapshot_api
-   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.  */
+/* ---- snapshots ---------------------------------------------------------------- >>snapshot_api
+   The tokens, the KV cache and the last logits of a session: run a prefix once, try many edits.
+   Taps, edits and what was kept of the last eval are not in it. A model is known by its shape and
+   the hashes of its tensors, which a trainer does not renew: there, an update is not noticed.    */
 /* *size is right even if capacity is too small (MONET_ERROR_CAPACITY). */
 MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
                                               size_t capacity, size_t *size);
@@ -6141,6 +6160,13 @@ static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
     while (count--) monet__emit(s, *words++, 8);
 }
 
+static void monet__emit_arch(monet__sink *s, const monet_arch *a)
+{
+    int32_t fields[MONET__ARCH];
+    memcpy(fields, a, sizeof fields);
+    monet__emit_ints(s, fields, MONET__ARCH);
+}
+
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
     const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
@@ -6224,9 +6250,7 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
         } else if (kind == MONET__S_MOMENTS) {
             s->n += raw[kind].size;
         } else if (kind == MONET__S_ARCH) {
-            int32_t fields[MONET__ARCH];
-            memcpy(fields, c->arch, sizeof fields);
-            monet__emit_ints(s, fields, MONET__ARCH);
+            monet__emit_arch(s, c->arch);
         } else {
             monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
             if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
@@ -6765,17 +6789,22 @@ struct monet_session {
     int                D, padded; /* size of a head, and padded to whole groups */
     int                block;     /* queries of a head computed together */
     monet_tensor       key_panel, value_panel; /* of one head: (S,D) */
-    bool               capture, all_logits;
+    bool               capture, keeps, all_logits;
     monet_tap          tap;
     const monet_edit  *edit;         /* the caller's; NULL = none */
     uint64_t           edit_version; /* as the last eval found it */
+    int                n_run;        /* layers that evals run ... */
+    int                n_ran;        /* ... and that the last one did */
     int                length;       /* tokens in the cache */
     int                n_last;       /* tokens of the last eval, if it went well */
     int                n_logits;     /* rows of logits that are valid */
+    int32_t           *seen;         /* (L) tokens that went through a layer: never more than
+                                        through the one before it */
     int32_t           *tokens;       /* (S) */
     char              *keys, *values;/* (L,K) panels */
     monet_real        *cosine, *sine;/* (S,D/2) */
     monet_real        *x, *h;        /* (B,C) residual stream, and what is added to it */
+    monet_real        *kept;         /* (1+4*L,B,C) see monet__site_data; NULL = not wanted */
     monet_real        *split;        /* (B,stride) input of a product */
     size_t             stride;
     monet__input       in;           /* the same, with what fast mode adds */
@@ -6810,12 +6839,15 @@ static uint64_t monet__session_layout(monet_session *s, char *base)
     arena.overflow = false;
     cache = (uint64_t)a->n_layers * (uint64_t)a->n_kv_heads;
     s->tokens = (int32_t *)monet__take(&arena, S, sizeof(int32_t));
+    s->seen = (int32_t *)monet__take(&arena, (uint64_t)a->n_layers, sizeof(int32_t));
     s->keys = (char *)monet__take(&arena, cache, s->key_panel.size);
     s->values = (char *)monet__take(&arena, cache, s->value_panel.size);
     s->cosine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->sine = (monet_real *)monet__take(&arena, S * (uint64_t)(s->D / 2), size);
     s->x = (monet_real *)monet__take(&arena, B * C, size);
     s->h = (monet_real *)monet__take(&arena, B * C, size);
+    if (s->keeps)
+        s->kept = (monet_real *)monet__take(&arena, 1 + 4 * (uint64_t)a->n_layers, B * C * size);
     s->split = (monet_real *)monet__take(&arena, B * s->stride, size);
     s->in.x = s->split;
     s->in.stride = s->stride;
@@ -6871,6 +6903,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
                            "0..%d and 0 or more", full->context, full->max_batch, 1 << 24);
     if (!monet_dtype_size(full->kv_dtype))
         return monet__fail(err, MONET_ERROR_ARGUMENT, "kv_dtype is %d", (int)full->kv_dtype);
+    if (full->capture_activations && !full->capture_routing)
+        return monet__fail(err, MONET_ERROR_ARGUMENT, "capture_activations needs capture_routing");
     if (full->mode != MONET_EXACT && full->mode != MONET_FAST)
         return monet__fail(err, MONET_ERROR_ARGUMENT, "mode is %d, must be 0 or 1",
                            (int)full->mode);
@@ -6905,6 +6939,8 @@ static monet_result monet__session_begin(monet_session *s, monet_session_config 
     monet__session_panel(&s->key_panel, s, MONET_PANELS, full->kv_dtype);
     monet__session_panel(&s->value_panel, s, MONET_SUMS, full->kv_dtype);
     s->capture = full->capture_routing;
+    s->keeps = full->capture_activations;
+    s->n_run = a->n_layers;
     s->all_logits = full->all_logits;
     monet__moe_sizes(&s->moe, a, s->B);
     return MONET_OK;
@@ -6962,6 +6998,7 @@ MONET_API monet_result monet_session_create(const monet_model *model,
                            draft.team.n);
     }
     monet__rope_table(s->cosine, s->sine, s->S, s->D, (double)model->arch.rope_theta);
+    memset(s->seen, 0, (size_t)model->arch.n_layers * sizeof *s->seen);
     *out = s;
     return MONET_OK;
 }
@@ -6990,10 +7027,21 @@ static bool monet__tap_wants(const monet_tap *tap, monet_site site, int layer)
                                layer - tap->first_layer < tap->n_layers));
 }
 
+/* What capture_activations keeps of one site: (B,C). */
+static monet_real *monet__site_data(const monet_session *s, monet_site site, int layer)
+{
+    size_t at = site == MONET_SITE_EMBEDDING ? 0 : 4 * (size_t)layer + (size_t)site;
+    return s->kept + at * (size_t)s->B * (size_t)s->model->arch.dim;
+}
+
 static bool monet__tap(monet_session *s, monet_site site, int layer, monet_real *data)
 {
-    return !monet__tap_wants(&s->tap, site, layer) ||
-           s->tap.fn(s->tap.user, site, layer, s->first, s->n, data);
+    size_t size = (size_t)s->n * (size_t)s->model->arch.dim * sizeof *data;
+    if (monet__tap_wants(&s->tap, site, layer) &&
+        !s->tap.fn(s->tap.user, site, layer, s->first, s->n, data)) return false;
+    if (s->kept && site != MONET_SITE_FINAL_NORM)
+        memcpy(monet__site_data(s, site, layer), data, size);
+    return true;
 }
 
 /* One row of a MONET_PANELS tensor in natural order. */
@@ -7273,11 +7321,11 @@ static monet_result monet__eval_batch(monet_session *s, bool logits)
 {
     monet_result result = MONET_OK;
     if (!monet__tap(s, MONET_SITE_EMBEDDING, -1, s->x)) result = MONET_ERROR_CANCELLED;
-    for (s->layer = 0; result == MONET_OK && s->layer < s->model->arch.n_layers; ++s->layer) {
+    for (s->layer = 0; result == MONET_OK && s->layer < s->n_run; ++s->layer) {
         result = monet__eval_attention(s);
         if (result == MONET_OK) result = monet__eval_moe(s);
     }
-    if (result == MONET_OK &&
+    if (result == MONET_OK && s->n_run == s->model->arch.n_layers &&
         (logits || monet__tap_wants(&s->tap, MONET_SITE_FINAL_NORM, s->model->arch.n_layers)))
         result = monet__eval_logits(s, logits);
     if (result == MONET_ERROR_CANCELLED)
@@ -7294,6 +7342,9 @@ static monet_result monet__eval_check(monet_session *s, const void *input, size_
     if ((s->capture || s->all_logits) && count > (size_t)s->B)
         return monet__fail(&s->error, MONET_ERROR_ARGUMENT, "%U tokens, with capture_routing or "
                            "all_logits at most max_batch %d a call", (uint64_t)count, s->B);
+    if (count && s->seen[s->n_run - 1] < s->length)
+        return monet__fail(&s->error, MONET_ERROR_STATE, "%d of %d tokens went through layer %d: "
+                           "rewind to them", s->seen[s->n_run - 1], s->length, s->n_run - 1);
     return MONET_OK;
 }
 
@@ -7322,6 +7373,8 @@ static monet_result monet__eval_all(monet_session *s, const int32_t *tokens,
     }
     s->length += (int)count;
     s->n_last = (int)count;
+    s->n_ran = s->n_run;
+    for (int l = 0; l < s->n_run; ++l) s->seen[l] = s->length;
     return MONET_OK;
 }
 
@@ -7373,6 +7426,8 @@ MONET_API monet_result monet_session_rewind(monet_session *session, int32_t leng
                            length, session->length);
     session->length = length;
     session->n_logits = session->n_last = 0;
+    for (int l = 0; l < session->model->arch.n_layers; ++l)
+        if (session->seen[l] > length) session->seen[l] = length;
     return MONET_OK;
 }
 
@@ -7393,7 +7448,8 @@ MONET_API const int32_t *monet_session_tokens(const monet_session *session)
 
 MONET_API const monet_real *monet_session_logits_at(const monet_session *session, int32_t index)
 {
-    if (!session || !session->all_logits || index < 0 || index >= session->n_logits) return NULL;
+    if (!session || !session->all_logits || index < 0 || index >= session->n_logits ||
+        index >= session->n_last) return NULL; /* after a restore there was no last eval */
     return session->logits + (size_t)index * (size_t)session->model->arch.vocab_size;
 }
 
@@ -7424,6 +7480,17 @@ MONET_API monet_result monet_session_set_tap(monet_session *session, const monet
     return MONET_OK;
 }
 
+MONET_API monet_result monet_session_set_last_layer(monet_session *session, int32_t layer)
+{
+    int L = session ? session->model->arch.n_layers : 0;
+    if (!session) return MONET_ERROR_ARGUMENT;
+    if (layer < MONET_ALL || layer >= L)
+        return monet__fail(&session->error, MONET_ERROR_ARGUMENT, "last layer %d, must be -1..%d",
+                           layer, L - 1);
+    session->n_run = layer == MONET_ALL ? L : layer + 1;
+    return MONET_OK;
+}
+
 /* ---- routing ----------------------------------------------------------------------- >>routing */
 MONET_API monet_result monet_session_routing(const monet_session *session, int32_t index,
                                              int32_t layer, monet_routing *out)
@@ -7437,6 +7504,7 @@ MONET_API monet_result monet_session_routing(const monet_session *session, int32
     if (index < 0 || index >= session->n_last || layer < 0 ||
         layer >= session->model->arch.n_layers)
         return MONET_ERROR_ARGUMENT;
+    if (layer >= session->n_ran) return MONET_ERROR_STATE;
     moe = &session->moe;
     N = (size_t)moe->N;
     out->n_heads = moe->H;
@@ -7458,6 +7526,26 @@ static float monet__strength(const monet_expert *e)
 {
     float weight = e->weight < 0 ? -e->weight : e->weight;
     return weight > e->score ? weight : e->score;
+}
+
+/* The scores and weights of pair (i,j). */
+static monet_expert monet__pair(const monet_routing *r, const monet__change *table, int i, int j)
+{
+    size_t       N = (size_t)r->n_experts;
+    monet_real   score = 0;
+    monet_expert e;
+    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
+        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
+    e.i = i, e.j = j;
+    e.score = (float)score;
+    e.weight = table ? (float)monet__edit_pair(table, i, j, N, score) : e.score;
+    return e;
+}
+
+/* P[i,j] of any expert, active or not. */
+static monet_real monet__pair_weight(const monet_routing *r, int32_t i, int32_t j)
+{
+    return (monet_real)monet__pair(r, r->edit ? r->edit->of[r->layer] : NULL, i, j).weight;
 }
 
 /* Is a stronger than b? Equal ones: the lower id. */
@@ -7500,20 +7588,6 @@ static void monet__expert_add(monet__strongest *best, monet_expert e)
     } else if (best->n && monet__stronger(&e, &out[0])) {
         monet__expert_sink(out, best->n, e);
     }
-}
-
-/* The scores and weights of pair (i,j). */
-static monet_expert monet__pair(const monet_routing *r, const monet__change *table, int i, int j)
-{
-    size_t       N = (size_t)r->n_experts;
-    monet_real   score = 0;
-    monet_expert e;
-    for (size_t h = 0; h < (size_t)r->n_heads; ++h)
-        score += r->g1[h * N + (size_t)i] * r->g2[h * N + (size_t)j];
-    e.i = i, e.j = j;
-    e.score = (float)score;
-    e.weight = table ? (float)monet__edit_pair(table, i, j, N, score) : e.score;
-    return e;
 }
 
 static bool monet__listed(const uint16_t *list, int n, int value)
@@ -7620,6 +7694,15 @@ static monet_result monet__edit_own(monet_edit *e, int first, int end, monet_err
     return MONET_OK;
 }
 
+/* Room for so many pairs more, so that forcing them cannot fail halfway. */
+static bool monet__forced_room(const monet_edit *e, monet__change *t, size_t more)
+{
+    size_t NN = (size_t)e->N * (size_t)e->N, least = 2 * t->capacity + 8;
+    size_t capacity = t->n_forced + more < NN ? t->n_forced + more : NN;
+    if (capacity <= t->capacity) return true;
+    return monet__forced_grow(e, t, capacity > least ? capacity : least);
+}
+
 /* amount 0 takes the pair off the list. */
 static bool monet__change_force(const monet_edit *e, monet__change *t, int i, int j, float amount)
 {
@@ -7667,6 +7750,9 @@ static monet_result monet__edit_set(monet_edit *e, int32_t where, int32_t i, int
     MONET__NEED(ARGUMENT, value - value == 0, "edit: expert (%d,%d): %s is not finite", i, j,
                 force ? "amount" : "factor");
     MONET__TRY(monet__edit_own(e, first, end, err));
+    for (int l = first; force && value != 0 && l < end; ++l)
+        if (!monet__forced_room(e, e->of[l], (size_t)(i < 0 ? N : 1) * (size_t)(j < 0 ? N : 1)))
+            return monet__edit_memory(e, err);
     ++e->version;
     for (int l = first; l < end; ++l) {
         monet__change *t = e->of[l];
@@ -7701,9 +7787,9 @@ MONET_API monet_result monet_edit_create(const monet_model *model, const char *n
     MONET__NEED(ARGUMENT, model && out && name, "edit: model, name or out is NULL");
     MONET__NEED(STATE, model->has_weights, "the model is a tokenizer alone, no weights");
     for (size_t k = 0; k < n; ++k)
-        if (name[k] < 32 || name[k] > 126) n = 0;
+        if (name[k] < 32 || name[k] > 126 || name[k] == '#') n = 0; /* # begins a comment */
     MONET__NEED(ARGUMENT, n && n < sizeof e->name && name[0] != ' ' && name[n - 1] != ' ',
-                "edit: a name has 1..63 printable characters, the first and last no blank");
+                "edit: a name has 1..63 printable characters, no #, the first and last no blank");
     size = sizeof *e + 2 * (uint64_t)model->arch.n_layers * sizeof *e->of;
     e = (monet_edit *)monet__alloc(&model->host, size);
     if (!e) return monet__no_memory(err, "edit", size);
@@ -7993,7 +8079,8 @@ static monet_result monet__edit_named(monet__words *w)
     size_t      n = 0;
     if (!monet__word(w)) return monet__bad_word(w, "a name");
     for (const char *p = w->word; p < w->end && *p != '\n' && *p != '#'; ++p, ++n)
-        if (n + 1 >= sizeof e->name || (*p != '\r' && (*p < 32 || *p > 126)))
+        if (n + 1 >= sizeof e->name || *p > 126 ||
+            (*p < 32 && (*p != '\r' || (p + 1 < w->end && p[1] != '\n'))))
             return monet__bad_word(w, "a name of at most 63 printable characters");
         else e->name[n] = *p, w->p = p + 1;
     while (n && (e->name[n - 1] == ' ' || e->name[n - 1] == '\r')) --n;
@@ -8073,7 +8160,7 @@ MONET_API monet_result monet_edit_parse(const monet_model *model, const char *te
     monet__words w;
     monet_result result;
     if (out) *out = NULL;
-    MONET__NEED(ARGUMENT, text || !size, "edit: text is NULL");
+    MONET__NEED(ARGUMENT, out && (text || !size), "edit: text or out is NULL");
     memset(&w, 0, sizeof w);
     MONET__TRY(monet_edit_create(model, "edit", &w.edit, err));
     w.p = text, w.end = size ? text + size : text;
@@ -8206,6 +8293,526 @@ MONET_API monet_result monet_edit_save(const monet_edit *edit, const char *path,
     result = monet__save_bytes(&edit->host, path, text, size, err);
     monet__free(&edit->host, text, size);
     return result;
+}
+#endif
+
+/* ---- attribution --------------------------------------------------------------- >>attribution
+   Experts add up: y = sum_ij P[i,j] E_ij(n), so a logit is a sum over experts too. With d the
+   direction of the logit in the residual stream, e1_i = V1_i d and e2_j = V2_j d (rows of V):
+
+     HD  d.E_ij = a_i . e2_j + d.bias2_j
+     VD  d.E_ij = a1_i . (e1_i + e2_j)[0..m) + a2_j . (e1_i + e2_j)[m..2m) + d.(B1_i, B2_j)
+
+   so what is as long as C is done once for each active half-expert, not for each pair.           */
+MONET_API const monet_real *monet_session_activation(const monet_session *session, monet_site site,
+                                                     int32_t layer, int32_t index)
+{
+    const monet_session *s = session;
+    if (!s || !s->kept || (unsigned)site >= MONET_SITE_FINAL_NORM || index < 0 ||
+        index >= s->n_last || (site == MONET_SITE_EMBEDDING ? layer != -1
+                                                            : layer < 0 || layer >= s->n_ran))
+        return NULL;
+    return monet__site_data(s, site, layer) + (size_t)index * (size_t)s->model->arch.dim;
+}
+
+static double monet__row_dot(const monet_tensor *t, size_t row, const monet_real *x)
+{
+    monet_real group[MONET__GROUP];
+    double     sum = 0;
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        sum += (double)group[c % MONET__GROUP] * (double)x[c];
+    }
+    return sum;
+}
+
+static void monet__row_add(monet_real *out, monet_real scale, const monet_tensor *t, size_t row)
+{
+    monet_real group[MONET__GROUP];
+    for (size_t c = 0; c < (size_t)t->shape[1]; ++c) {
+        if (c % MONET__GROUP == 0)
+            monet__group_read(t, t->data, (int64_t)row, c / MONET__GROUP, group);
+        out[c] += scale * group[c % MONET__GROUP];
+    }
+}
+
+/* One hidden unit of one axis: a row of U. */
+static monet_real monet__hidden(const monet__experts *w, int axis, size_t row, const monet_real *n)
+{
+    double z = monet__row_dot(w->u[axis], row, n) +
+               (double)monet__get(w->bias[axis]->data, MONET_F32, row);
+    return (monet_real)(z > 0 ? z * z : z - z);
+}
+
+static void monet__expert(const monet_model *model, int layer, size_t i, size_t j,
+                          const monet_real *n, monet_real *out)
+{
+    const monet__experts *w = &model->layers[layer].experts;
+    size_t      C = (size_t)model->arch.dim, M = (size_t)model->arch.moe_dim;
+    bool        vd = model->arch.decompose == MONET_VERTICAL;
+    size_t      m = vd ? M / 2 : M;
+    monet_real *second = vd ? out + C / 2 : out; /* outputs of V2 */
+    memset(out, 0, C * sizeof *out);
+    for (size_t u = 0; u < M; ++u) { /* units of a_i, then (VD) those of a_j */
+        monet_real a = u < m ? monet__hidden(w, 0, i * m + u, n)
+                             : monet__hidden(w, 1, j * m + u - m, n);
+        if (a == 0) continue;
+        if (vd) monet__row_add(out, a, w->v[0], i * M + u);
+        monet__row_add(second, a, w->v[1], j * M + u);
+    }
+    if (vd) monet__row_add(out, 1, w->b[0], i);
+    monet__row_add(second, 1, w->b[1], j);
+}
+
+static bool monet__is_expert(const monet_model *model, int layer, int i, int j)
+{
+    const monet_arch *a = &model->arch;
+    return model->has_weights && layer >= 0 && layer < a->n_layers && i >= 0 &&
+           i < a->moe_experts && j >= 0 && j < a->moe_experts;
+}
+
+MONET_API monet_result monet_model_expert(const monet_model *model, int32_t layer, int32_t i,
+                                          int32_t j, const monet_real *n, monet_real *out)
+{
+    fenv_t own;
+    if (!model || !n || !out || !monet__is_expert(model, layer, i, j)) return MONET_ERROR_ARGUMENT;
+    monet__mode_begin(&own);
+    monet__expert(model, layer, (size_t)i, (size_t)j, n, out);
+    monet__mode_end(&own);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_contribution(const monet_session *session, int32_t index,
+                                                  int32_t layer, int32_t i, int32_t j,
+                                                  monet_real *out)
+{
+    monet_routing     r;
+    monet_real        weight;
+    const monet_real *n = monet_session_activation(session, MONET_SITE_MOE_IN, layer, index);
+    if (!session || !out || !monet__is_expert(session->model, layer, i, j))
+        return MONET_ERROR_ARGUMENT;
+    if (!session->kept) return MONET_ERROR_STATE;
+    MONET__TRY(monet_session_routing(session, index, layer, &r));
+    MONET__TRY(monet_model_expert(session->model, layer, i, j, n, out));
+    weight = monet__pair_weight(&r, i, j);
+    for (size_t c = 0; c < (size_t)session->model->arch.dim; ++c)
+        out[c] = weight != 0 ? weight * out[c] : 0;
+    return MONET_OK;
+}
+
+/* A token and layer whose experts are taken apart; a, s and sums of the moe hold, for each place in
+   the lists of half-experts, hidden units, V_i d and B_i d.                                      */
+typedef struct monet__parts {
+    monet_session    *s;
+    monet_routing     r;
+    const uint16_t   *list[2]; /* half-experts of the router, and those that an edit forces */
+    int32_t           n_list[2];
+    const monet_real *n, *d;
+    monet_part       *out;
+    size_t            capacity, count;
+} monet__parts;
+
+static void monet__parts_half(void *context, int item, int task)
+{
+    const monet__parts   *p = (const monet__parts *)context;
+    const monet__moe     *moe = &p->s->moe;
+    const monet__experts *w = &p->s->model->layers[p->s->layer].experts;
+    int               axis = item >= p->n_list[0];
+    size_t            slot = (size_t)(axis ? item - p->n_list[0] : item), m = (size_t)moe->m;
+    size_t            i = p->list[axis][slot], M = (size_t)moe->n_rows;
+    const monet_real *d = axis && !moe->horizontal ? p->d + moe->width : p->d;
+    (void)task;
+    for (size_t q = 0; w->u[axis] && q < m; ++q)
+        moe->a[axis][slot * m + q] = monet__hidden(w, axis, i * m + q, p->n);
+    if (!w->v[axis]) return;
+    for (size_t q = 0; q < M; ++q)
+        moe->s[axis][slot * M + q] = (monet_real)monet__row_dot(w->v[axis], i * M + q, d);
+    moe->sums[axis][slot] = (monet_real)monet__row_dot(w->b[axis], i, d);
+}
+
+/* d.E_ij of two places in the lists; *bias is the part that does not depend on n. */
+static double monet__pair_logit(const monet__moe *moe, size_t i, size_t j, double *bias)
+{
+    size_t            m = (size_t)moe->m, M = (size_t)moe->n_rows;
+    const monet_real *a1 = moe->a[0] + i * m, *a2 = moe->a[1] + j * m;
+    const monet_real *e1 = moe->s[0] + i * M, *e2 = moe->s[1] + j * M;
+    double            sum = 0;
+    *bias = (double)moe->sums[1][j] + (moe->horizontal ? 0 : (double)moe->sums[0][i]);
+    for (size_t q = 0; q < m; ++q)
+        if (moe->horizontal)
+            sum += (double)a1[q] * (double)e2[q];
+        else
+            sum += (double)a1[q] * ((double)e1[q] + (double)e2[q]) +
+                   (double)a2[q] * ((double)e1[m + q] + (double)e2[m + q]);
+    return sum + *bias;
+}
+
+static void monet__parts_add(monet__parts *p, monet_site site, int layer, const monet_real *x)
+{
+    monet_part part = {site, layer, 0, 0, 0, 0, 0};
+    if (p->count++ >= p->capacity) return;
+    for (size_t c = 0; c < (size_t)p->s->model->arch.dim; ++c)
+        part.logit += (double)x[c] * (double)p->d[c];
+    p->out[p->count - 1] = part;
+}
+
+static void monet__parts_lists(monet__parts *p)
+{
+    monet__moe          *moe = &p->s->moe;
+    const monet__change *change = p->r.edit ? p->r.edit->of[p->r.layer] : NULL;
+    p->list[0] = p->r.i, p->list[1] = p->r.j;
+    p->n_list[0] = p->r.n_i, p->n_list[1] = p->r.n_j;
+    for (int axis = 0; axis < 2 && change && change->n_forced; ++axis) {
+        uint16_t *list = moe->forced + axis * moe->N;
+        p->n_list[axis] = monet__forced_list(list, p->list[axis], p->n_list[axis], axis, change);
+        p->list[axis] = list;
+    }
+}
+
+/* All experts of the layer s->layer whose weight is not 0. */
+static void monet__parts_experts(monet__parts *p)
+{
+    monet_session *s = p->s;
+    double         logit, bias;
+    monet__parts_lists(p);
+    if (p->count < p->capacity)
+        monet__each(&s->team, p->n_list[0] + p->n_list[1], monet__parts_half, p);
+    for (size_t i = 0; i < (size_t)p->n_list[0]; ++i)
+        for (size_t j = 0; j < (size_t)p->n_list[1]; ++j) {
+            monet_part part = {MONET_SITE_MOE_OUT, s->layer, p->list[0][i], p->list[1][j], 0, 0, 0};
+            double     weight = (double)monet__pair_weight(&p->r, part.i, part.j);
+            if (weight == 0 || p->count++ >= p->capacity) continue;
+            logit = monet__pair_logit(&s->moe, i, j, &bias);
+            part.weight = (float)weight;
+            part.logit = weight * logit;
+            part.bias = weight * bias;
+            p->out[p->count - 1] = part;
+        }
+}
+
+/* d (C): what a number of the stream x adds to a logit. */
+static void monet__logit_direction(const monet_session *s, monet_real *d, int token,
+                                   const monet_real *x)
+{
+    const monet_real *weight = (const monet_real *)s->model->norm->data;
+    size_t            C = (size_t)s->model->arch.dim;
+    double            square = 0, rstd;
+    for (size_t c = 0; c < C; ++c) square += (double)x[c] * (double)x[c];
+    rstd = 1 / sqrt(square / (double)C + (double)s->model->arch.norm_eps);
+    monet__embed(d, s->model->lm_head, token);
+    for (size_t c = 0; c < C; ++c) d[c] = (monet_real)((double)d[c] * (double)weight[c] * rstd);
+}
+
+MONET_API monet_result monet_session_attribution(monet_session *session, int32_t index,
+                                                 int32_t token, monet_part *out, size_t capacity,
+                                                 size_t *count)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    monet__parts   p;
+    monet_result   result = MONET_OK;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && count && (out || !capacity), "attribution: out or count is NULL");
+    MONET__NEED(STATE, s->kept && s->n_last, "attribution: needs capture_activations and an eval");
+    MONET__NEED(ARGUMENT, index >= 0 && index < s->n_last && token >= 0 &&
+                token < s->model->arch.vocab_size, "attribution: logit %d after token %d of the "
+                "last eval, there are %d and %d", token, index, s->model->arch.vocab_size,
+                s->n_last);
+    memset(&p, 0, sizeof p);
+    p.s = s, p.d = s->q, p.out = out, p.capacity = capacity;
+    monet__mode_begin(&own);
+    s->moe.routed = NULL; /* its work memory is used here */
+    monet__logit_direction(s, s->q, token, monet_session_activation(s, MONET_SITE_RESIDUAL,
+                                                                    s->n_ran - 1, index));
+    monet__parts_add(&p, MONET_SITE_EMBEDDING, -1,
+                     monet_session_activation(s, MONET_SITE_EMBEDDING, -1, index));
+    for (int l = 0; result == MONET_OK && l < s->n_ran; ++l) {
+        s->layer = l;
+        p.n = monet_session_activation(s, MONET_SITE_MOE_IN, l, index);
+        monet__parts_add(&p, MONET_SITE_ATTENTION_OUT, l,
+                         monet_session_activation(s, MONET_SITE_ATTENTION_OUT, l, index));
+        result = monet_session_routing(s, index, l, &p.r);
+        if (result == MONET_OK) monet__parts_experts(&p);
+    }
+    monet__mode_end(&own);
+    MONET__NEED(STATE, result == MONET_OK, "attribution: the edit was changed since the eval");
+    *count = p.count;
+    return p.count > capacity ? MONET_ERROR_CAPACITY : MONET_OK;
+}
+
+MONET_API monet_result monet_session_lens(monet_session *session, const monet_real *x,
+                                          monet_real *logits)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    int64_t        bad;
+    fenv_t         own;
+    MONET__NEED(ARGUMENT, s && x && logits, "lens: x or logits is NULL");
+    monet__mode_begin(&own);
+    monet__rmsnorm_forward(s->h, x, (const monet_real *)s->model->norm->data, s->model->arch.dim,
+                           (monet_real)s->model->arch.norm_eps);
+    bad = monet__lm_head(s, s->h, 1, logits);
+    monet__mode_end(&own);
+    MONET__NEED(NUMERIC, bad < 0, "lens: logit %D is not finite", bad);
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_loss(monet_session *session, const int32_t *tokens,
+                                          size_t count, double *nats)
+{
+    monet_session *s = session;
+    monet_error   *err = s ? &s->error : NULL;
+    double         sum = 0;
+    MONET__NEED(ARGUMENT, s && (tokens || !count) && nats, "loss: tokens or nats is NULL");
+    MONET__NEED(STATE, s->all_logits, "loss: needs all_logits");
+    MONET__NEED(STATE, s->n_run == s->model->arch.n_layers, "loss: no logits with set_last_layer");
+    MONET__NEED(CONTEXT_FULL, count <= (size_t)s->S, "loss: %U tokens, the context is %d",
+                (uint64_t)count, s->S);
+    MONET__TRY(monet_session_rewind(s, 0));
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < (size_t)s->B ? count - at : (size_t)s->B;
+        MONET__TRY(monet_session_eval(s, tokens + at, n));
+        for (size_t k = 0; k < n && at + k + 1 < count; ++k)
+            sum -= monet_logprob(monet_session_logits_at(s, (int32_t)k), s->model->arch.vocab_size,
+                                 tokens[at + k + 1]);
+    }
+    *nats = sum;
+    return MONET_OK;
+}
+
+MONET_API monet_result monet_session_effect(monet_session *session, const monet_edit *edit,
+                                            const int32_t *tokens, size_t count, double *plain,
+                                            double *edited)
+{
+    const monet_edit *own;
+    monet_result      result;
+    if (!session || !plain || !edited) return MONET_ERROR_ARGUMENT;
+    own = session->edit;
+    result = monet_session_set_edit(session, edit); /* one of another shape: before any work */
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, edited);
+    if (result == MONET_OK) result = monet_session_set_edit(session, NULL);
+    if (result == MONET_OK) result = monet_session_loss(session, tokens, count, plain);
+    (void)monet_session_set_edit(session, own);
+    (void)monet_session_rewind(session, 0);
+    return result;
+}
+
+/* ---- snapshots ------------------------------------------------------------------- >>snapshots
+   The bytes are described on top (A SNAPSHOT). The header has a hash of its own, so that a reader
+   of a file knows how much to read before it reads more.                                         */
+#define MONET__SNAPSHOT 72 /* bytes of the header */
+static const uint8_t monet__snapshot_magic[8] = {'M', 'O', 'N', 'E', 'T', 'K', 'V', 0x1a};
+
+static uint64_t monet__fingerprint(const monet_model *model)
+{
+    uint8_t     bytes[MONET__ENTRY];
+    monet__hash hash;
+    monet__sink sink = {bytes, 0};
+    monet__hash_begin(&hash);
+    monet__emit_arch(&sink, &model->arch);
+    monet__hash_add(&hash, bytes, (size_t)sink.n);
+    for (size_t k = 0; k < model->n_tensors; ++k) {
+        sink.n = 0;
+        monet__emit_tensor(&sink, &model->tensors[k]);
+        monet__hash_add(&hash, bytes, (size_t)sink.n);
+    }
+    return monet__hash_end(&hash);
+}
+
+/* Bytes of the first rows of a column group. Values in bf16 are kept in pairs of rows. */
+static uint64_t monet__cache_rows(const monet_tensor *t, int rows)
+{
+    bool pairs = t->layout == MONET_SUMS && t->dtype == MONET_BF16;
+    return monet__round_up((uint64_t)rows, pairs ? 2 : 1) * monet__row_bytes(t->dtype);
+}
+
+/* Bytes of the keys and values of the first tokens in one layer. */
+static uint64_t monet__cache_bytes(const monet_session *s, int tokens)
+{
+    uint64_t groups = (uint64_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel);
+    return groups * (monet__cache_rows(&s->key_panel, tokens) +
+                     monet__cache_rows(&s->value_panel, tokens));
+}
+
+/* Between the cache and a snapshot: to `out`, or else from `in`. */
+static void monet__cache_move(const monet_session *s, uint8_t *out, const uint8_t *in)
+{
+    size_t groups = (size_t)s->model->arch.n_kv_heads * monet__n_groups(&s->key_panel), at = 0;
+    for (int part = 0; part < 2 * s->model->arch.n_layers; ++part) {
+        const monet_tensor *t = part % 2 ? &s->value_panel : &s->key_panel;
+        int                 rows = s->seen[part / 2];
+        size_t              size = (size_t)monet__cache_rows(t, rows), step = monet__group_bytes(t);
+        bool                alone = rows % 2 && size != (size_t)rows * monet__row_bytes(t->dtype);
+        char *cache = (part % 2 ? s->values : s->keys) + (size_t)(part / 2) * groups * step;
+        for (size_t k = 0; k < groups; ++k, cache += step, at += size) {
+            char *to = out ? (char *)out + at : cache;
+            memcpy(to, out ? cache : (const char *)in + at, size);
+            for (size_t c = 0; alone && c < MONET__GROUP; ++c) /* the other row of the last pair */
+                memset(to + size - 4 * MONET__GROUP + 4 * c + 2, 0, 2);
+        }
+    }
+}
+
+MONET_API monet_result monet_session_snapshot(const monet_session *session, void *data,
+                                              size_t capacity, size_t *size)
+{
+    const monet_session *s = session;
+    const monet_real    *logits = monet_session_logits(s);
+    const monet_arch    *a = s ? &s->model->arch : NULL;
+    uint64_t             bytes = MONET__SNAPSHOT, V;
+    monet__sink          sink = {(uint8_t *)data, 0};
+    if (!s || !size || (capacity && !data)) return MONET_ERROR_ARGUMENT;
+    if (MONET__BIG_ENDIAN || sizeof(monet_real) != sizeof(float)) return MONET_ERROR_UNSUPPORTED;
+    V = logits ? (uint64_t)a->vocab_size : 0;
+    bytes += 4 * ((uint64_t)a->n_layers + (uint64_t)s->length + V);
+    for (int l = 0; l < a->n_layers; ++l) bytes += monet__cache_bytes(s, s->seen[l]);
+    *size = (size_t)bytes; /* a session is as large, and fits the address space */
+    if (bytes > capacity) return MONET_ERROR_CAPACITY;
+    sink.n = MONET__SNAPSHOT;
+    monet__emit_ints(&sink, s->seen, a->n_layers);
+    monet__emit_ints(&sink, s->tokens, s->length);
+    monet__cache_move(s, sink.p + sink.n, NULL);
+    if (logits) memcpy(sink.p + bytes - 4 * V, logits, 4 * (size_t)V);
+    sink.n = 0;
+    monet__emit_bytes(&sink, monet__snapshot_magic, 8);
+    monet__emit(&sink, 1 | (uint64_t)0x01020304 << 32, 8); /* 1: version */
+    monet__emit(&sink, bytes, 8);
+    monet__emit(&sink, monet__fingerprint(s->model), 8);
+    monet__emit(&sink, (uint64_t)s->key_panel.dtype | (uint64_t)a->n_layers << 32, 8);
+    monet__emit(&sink, (uint64_t)a->n_kv_heads | (uint64_t)s->D << 32, 8);
+    monet__emit(&sink, (uint64_t)s->length | V << 32, 8);
+    monet__emit(&sink, monet__hash_of(sink.p + MONET__SNAPSHOT, (size_t)bytes - MONET__SNAPSHOT),
+                8);
+    monet__emit(&sink, monet__hash_of(sink.p, 64), 8);
+    return MONET_OK;
+}
+
+/* The header of a snapshot of `size` bytes, and its size as far as that follows from the header. */
+static monet_result monet__snapshot_header(const monet_session *s, const uint8_t *p, uint64_t size,
+                                           monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint64_t          length, logits, least;
+    MONET__NEED(UNSUPPORTED, !MONET__BIG_ENDIAN && sizeof(monet_real) == sizeof(float),
+                "this build (big-endian, or MONET_REAL not float) has no snapshots");
+    MONET__NEED(FORMAT, size >= MONET__SNAPSHOT, "%U bytes: too short for a snapshot", size);
+    MONET__NEED(FORMAT, !memcmp(p, monet__snapshot_magic, 8), "magic bytes: not a snapshot");
+    MONET__NEED(FORMAT, monet__u64(p + 64) == monet__hash_of(p, 64), "snapshot: hash of the header "
+                "does not match");
+    MONET__NEED(VERSION, monet__u32(p + 8) == 1, "snapshot is version %U, this reads 1",
+                (uint64_t)monet__u32(p + 8));
+    MONET__NEED(FORMAT, monet__u32(p + 12) == 0x01020304u, "snapshot: byte order tag");
+    MONET__NEED(FORMAT, monet__u64(p + 16) == size, "snapshot is %U bytes, its header says %U",
+                size, monet__u64(p + 16));
+    MONET__NEED(ARGUMENT, monet__u64(p + 24) == monet__fingerprint(s->model),
+                "snapshot is of another model");
+    MONET__NEED(ARGUMENT, monet__u32(p + 32) == (uint32_t)s->key_panel.dtype,
+                "snapshot has a cache of %s, the session has %s",
+                monet_dtype_name((monet_dtype)monet__u32(p + 32)),
+                monet_dtype_name(s->key_panel.dtype));
+    MONET__NEED(FORMAT, monet__u32(p + 36) == (uint32_t)a->n_layers &&
+                monet__u32(p + 40) == (uint32_t)a->n_kv_heads &&
+                monet__u32(p + 44) == (uint32_t)s->D, "snapshot: shape of the cache");
+    length = monet__u32(p + 48), logits = monet__u32(p + 52);
+    MONET__NEED(FORMAT, !logits || (logits == (uint64_t)a->vocab_size && length),
+                "snapshot: %U logits after %U tokens", logits, length);
+    MONET__NEED(CONTEXT_FULL, length <= (uint64_t)s->S, "snapshot of %U tokens, the context is %d",
+                length, s->S);
+    least = MONET__SNAPSHOT + 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, size >= least && (size - least) / (uint64_t)a->n_layers <=
+                monet__cache_bytes(s, (int)length), "snapshot: %U bytes for %U tokens", size,
+                length);
+    return MONET_OK;
+}
+
+/* What is behind a header that is right. */
+static monet_result monet__snapshot_body(const monet_session *s, const uint8_t *p, uint64_t size,
+                                         monet_error *err)
+{
+    const monet_arch *a = &s->model->arch;
+    uint32_t          length = monet__u32(p + 48), logits = monet__u32(p + 52), last = length;
+    const uint8_t    *at = p + MONET__SNAPSHOT;
+    uint64_t          bytes = MONET__SNAPSHOT;
+    MONET__NEED(FORMAT, monet__u64(p + 56) == monet__hash_of(at, (size_t)size - MONET__SNAPSHOT),
+                "snapshot: hash does not match");
+    for (int l = 0; l < a->n_layers; ++l, at += 4) {
+        uint32_t seen = monet__u32(at);
+        MONET__NEED(FORMAT, l ? seen <= last : seen == length, "snapshot: layer %d saw %U of %U "
+                    "tokens", l, (uint64_t)seen, (uint64_t)last);
+        last = seen;
+        bytes += monet__cache_bytes(s, (int)seen);
+    }
+    MONET__NEED(FORMAT, !logits || last == length, "snapshot: logits without the last layer");
+    bytes += 4 * ((uint64_t)a->n_layers + length + logits);
+    MONET__NEED(FORMAT, bytes == size, "snapshot is %U bytes, expected %U", size, bytes);
+    for (uint32_t k = 0; k < length; ++k, at += 4) /* -1: an embedding */
+        MONET__NEED(FORMAT, monet__u32(at) + 1 <= (uint32_t)a->vocab_size, "snapshot: token %U",
+                    (uint64_t)k);
+    for (at = p + size - 4 * (uint64_t)logits; at < p + size; at += 4)
+        MONET__NEED(FORMAT, (monet__u32(at) & 0x7f800000u) != 0x7f800000u,
+                    "snapshot: a logit is not finite");
+    return MONET_OK;
+}
+
+static void monet__snapshot_apply(monet_session *s, const uint8_t *p, uint64_t size)
+{
+    int            L = s->model->arch.n_layers;
+    uint32_t       logits = monet__u32(p + 52);
+    const uint8_t *at = p + MONET__SNAPSHOT;
+    s->length = (int)monet__u32(p + 48);
+    s->n_last = 0;
+    s->n_logits = logits > 0;
+    for (int l = 0; l < L; ++l, at += 4) s->seen[l] = (int32_t)monet__u32(at);
+    for (int t = 0; t < s->length; ++t, at += 4) s->tokens[t] = (int32_t)monet__u32(at);
+    monet__cache_move(s, NULL, at);
+    memcpy(s->logits, p + size - 4 * (uint64_t)logits, 4 * (size_t)logits);
+}
+
+MONET_API monet_result monet_session_restore(monet_session *session, const void *data, size_t size)
+{
+    monet_error *err = session ? &session->error : NULL;
+    MONET__NEED(ARGUMENT, session && data, "restore: data is NULL");
+    MONET__TRY(monet__snapshot_header(session, (const uint8_t *)data, size, err));
+    MONET__TRY(monet__snapshot_body(session, (const uint8_t *)data, size, err));
+    monet__snapshot_apply(session, (const uint8_t *)data, size);
+    return MONET_OK;
+}
+
+#ifndef MONET_NO_STDIO
+MONET_API monet_result monet_session_save(const monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    size_t       size = 0;
+    void        *data;
+    monet_result result;
+    MONET__NEED(ARGUMENT, session && path, "save: session or path is NULL");
+    result = monet_session_snapshot(session, NULL, 0, &size);
+    MONET__NEED(UNSUPPORTED, result == MONET_ERROR_CAPACITY, "this build has no snapshots");
+    data = monet__alloc(&session->team.host, size);
+    if (!data) return monet__no_memory(err, "snapshot", size);
+    (void)monet_session_snapshot(session, data, size, &size);
+    result = monet__save_bytes(&session->team.host, path, data, size, err);
+    monet__free(&session->team.host, data, size);
+    return result;
+}
+
+MONET_API monet_result monet_session_load(monet_session *session, const char *path,
+                                          monet_error *err)
+{
+    monet_session *s = session;
+    void          *block;
+    uint64_t       size, most;
+    monet_result   result;
+    MONET__NEED(ARGUMENT, s && path, "load: session or path is NULL");
+    most = MONET__SNAPSHOT + 4 * (uint64_t)(s->model->arch.n_layers + s->S) +
+           4 * (uint64_t)s->model->arch.vocab_size +
+           (uint64_t)s->model->arch.n_layers * monet__cache_bytes(s, s->S);
+    MONET__TRY(monet__load_whole(&s->team.host, path, most, &block, &size, err));
+    result = monet_session_restore(s, block, (size_t)size);
+    monet__free(&s->team.host, block, size + 64);
+    if (result == MONET_OK) return result;
+    return monet__fail(err, result, "%s: %s", path, s->error.message);
 }
 #endif
 
@@ -9697,6 +10304,7 @@ MONET_API monet_result monet_trainer_load(const char *path, const monet_trainer_
 #undef MONET__POOL
 #undef MONET__POSIX
 #undef MONET__ROWS
+#undef MONET__SNAPSHOT
 #undef MONET__TABLE
 #undef MONET__TOKENS
 #undef MONET__TRY

@@ -24,14 +24,15 @@ enum {
     PIECE = 128,           /* tokens of a prompt evaluated at once: how soon Ctrl-C is noticed */
     MAX_STOPS = 16,        /* as monet_generate_config allows */
     MAX_EXPERTS = 64,      /* --experts=N */
+    MAX_EDITS = 16,        /* --edit */
     INPUT_LIMIT = 16 << 20 /* bytes of a prompt or a line */
 };
 
 typedef struct settings {
     const char   *model, *prompt;
     monet_sampler sampler;
-    const char   *stops[MAX_STOPS];
-    int32_t       n_stops, max_tokens, context, threads, experts;
+    const char   *stops[MAX_STOPS], *edits[MAX_EDITS];
+    int32_t       n_stops, n_edits, max_tokens, context, threads, experts;
     monet_dtype   kv;
     monet_mode    mode;
     monet_kernels kernels;
@@ -43,6 +44,7 @@ typedef struct program {
     monet_model           *model;
     const monet_arch      *arch;
     const monet_tokenizer *tokenizer;
+    monet_edit            *edit;       /* NULL = none */
     monet_session         *session;
     int32_t                last_token; /* drawn, but not evaluated yet; -1 = none */
     bool                   skip_space; /* nothing was written yet: a space would stand alone */
@@ -154,6 +156,23 @@ static void print_group_legend(const program *p, FILE *out)
     fputc('\n', out);
 }
 
+/* Layers of a group route alike, but may be edited each on its own: the first one that is. */
+static int32_t shown_layer(const program *p, int32_t group)
+{
+    int32_t first = group * p->arch->moe_groups;
+    for (int32_t l = first; p->edit && l < first + p->arch->moe_groups; l++)
+        if (monet_edit_count(p->edit, l) > 0) return l;
+    return first;
+}
+
+/* "E40 (i=0, j=40) 0.52", and what an edit made of it: " -> 0.00". */
+static void print_expert(const monet_routing *routing, const monet_expert *e)
+{
+    long long id = (long long)e->i * routing->n_experts + e->j;
+    printf(" E%lld (i=%d, j=%d) %.2f", id, (int)e->i, (int)e->j, (double)e->score);
+    if (e->weight < e->score || e->weight > e->score) printf(" -> %.2f", (double)e->weight);
+}
+
 /* One line: the token and, for each group, its strongest experts; with several experts, one line
    for each group. `index` counts the tokens of the last call of monet_session_eval.              */
 static void print_experts(program *p, int32_t token, int32_t index)
@@ -163,16 +182,12 @@ static void print_experts(program *p, int32_t token, int32_t index)
     size_t capacity = (size_t)p->set.experts;
     for (int32_t g = 0; g < n_groups; g++) {
         monet_routing routing;
-        int32_t layer = g * p->arch->moe_groups;
+        int32_t layer = shown_layer(p, g);
         if (monet_session_routing(p->session, index, layer, &routing) != MONET_OK) return;
         size_t n = monet_routing_experts(&routing, 0.0f, best, capacity);
         if (g == 0 || capacity > 1) print_token(p, token);
         printf("  G%d", (int)g + 1);
-        for (size_t k = 0; k < n && k < capacity; k++) {
-            long long id = (long long)best[k].i * routing.n_experts + best[k].j;
-            printf(" E%lld (i=%d, j=%d) %.2f", id, (int)best[k].i, (int)best[k].j,
-                   (double)best[k].score);
-        }
+        for (size_t k = 0; k < n && k < capacity; k++) print_expert(&routing, &best[k]);
         if (capacity > 1 || g == n_groups - 1) putchar('\n');
     }
     flush_output(p);
@@ -428,6 +443,19 @@ static void print_statistics(const program *p)
     fprintf(stderr, p->stop ? "; stopped by: %s\n" : "%s\n", reasons[p->stop]);
 }
 
+/* How many experts an edit changes: of each router, since its layers are mostly edited alike. */
+static void print_edit(const program *p, const monet_edit *edit)
+{
+    fprintf(stderr, "edit %s:", monet_edit_name(edit));
+    for (int32_t g = 0; g < group_count(p->arch); g++) {
+        long long most = 0;
+        for (int32_t l = g * p->arch->moe_groups; l < (g + 1) * p->arch->moe_groups; l++)
+            if (monet_edit_count(edit, l) > most) most = (long long)monet_edit_count(edit, l);
+        fprintf(stderr, "%s %lld experts in G%d", g ? "," : "", most, (int)g + 1);
+    }
+    fputc('\n', stderr);
+}
+
 /* Metadata comes from a file: it must not be able to drive the terminal. */
 static void print_plain(const char *text)
 {
@@ -472,7 +500,7 @@ static void print_info(const program *p)
 /* ---- options --------------------------------------------------------------------------------- */
 
 typedef enum option_type {
-    FLAG, TEXT, WHOLE, SEED, NUMBER, DTYPE, MODE, KERNELS, STOP, EXPERTS
+    FLAG, TEXT, WHOLE, SEED, NUMBER, DTYPE, MODE, KERNELS, STOP, EDIT, EXPERTS
 } option_type;
 
 typedef struct option {
@@ -504,6 +532,8 @@ static const option options[] = {
     {"chat", FLAG, FIELD(chat), 0, 0, NULL, "each line of the standard input is a turn"},
     {"experts", EXPERTS, FIELD(experts), 1, MAX_EXPERTS, "N",
      "instead of the text: each token with its N (1) strongest experts"},
+    {"edit", EDIT, 0, 0, 0, "FILE",
+     "experts to remove, scale or force (see >>edits_api in monet.h); may be given 16 times"},
     {"no-echo", FLAG, FIELD(no_echo), 0, 0, NULL, "do not repeat the prompt before its text"},
     {"quiet", FLAG, FIELD(quiet), 0, 0, NULL, "no statistics on standard error"},
     {"context", WHOLE, FIELD(context), 1, INT32_MAX, "N", "tokens of prompt and text (model's)"},
@@ -594,6 +624,13 @@ static bool add_stop(settings *set, const char *text)
     return true;
 }
 
+static bool add_edit(settings *set, const char *path)
+{
+    if (set->n_edits == MAX_EDITS) return fail("--edit: given more than %d times", MAX_EDITS);
+    set->edits[set->n_edits++] = path;
+    return true;
+}
+
 static bool set_option(settings *set, const option *o, const char *value)
 {
     void *field = (char *)set + o->field;
@@ -606,6 +643,7 @@ static bool set_option(settings *set, const option *o, const char *value)
     case MODE: return parse_mode(value, (monet_mode *)field);
     case KERNELS: return parse_kernels(value, (monet_kernels *)field);
     case STOP: return add_stop(set, value);
+    case EDIT: return add_edit(set, value);
     case EXPERTS:
     case WHOLE:
         if (!parse_number(o, value, &number)) return false;
@@ -698,6 +736,25 @@ static bool load(program *p)
     return true;
 }
 
+/* Each edit changes what those before it left. */
+static bool load_edits(program *p)
+{
+    for (int32_t k = 0; k < p->set.n_edits; k++) {
+        const char *path = p->set.edits[k];
+        monet_error err = {{0}, MONET_OK};
+        monet_edit *next = NULL;
+        monet_result result = monet_edit_load(p->model, path, &next, &err);
+        if (result == MONET_OK && p->edit) result = monet_edit_combine(p->edit, next, &err);
+        if (result == MONET_OK && !p->set.quiet) print_edit(p, next);
+        if (result == MONET_OK && !p->edit) p->edit = next;
+        else monet_edit_free(next);
+        if (result != MONET_OK)
+            return strstr(err.message, path) ? fail("%s", err.message)
+                                             : fail("%s: %s", path, err.message);
+    }
+    return true;
+}
+
 static bool start_session(program *p)
 {
     monet_error err = {{0}, MONET_OK};
@@ -712,6 +769,8 @@ static bool start_session(program *p)
     config.capture_routing = p->set.experts > 0;
     if (monet_session_create(p->model, &config, &p->session, &err) != MONET_OK)
         return fail("%s", err.message);
+    if (monet_session_set_edit(p->session, p->edit) != MONET_OK)
+        return fail("%s", monet_session_error(p->session)->message);
     return true;
 }
 
@@ -769,11 +828,12 @@ int main(int argc, char **argv)
     else if (!p.set.prompt && !p.set.chat && !p.set.info && isatty(STDIN_FILENO))
         return fail("no prompt: try generate \"The key to life is\", or --help"), USAGE;
     if (!p.set.model) p.set.model = find_model(argv[0], path, sizeof path);
-    if (load(&p)) {
+    if (load(&p) && load_edits(&p)) {
         if (!p.set.info) status = run(&p);
         else status = (print_info(&p), flush_output(&p)) ? DONE : FAILED;
     }
     monet_session_free(p.session);
+    monet_edit_free(p.edit);
     monet_model_free(p.model);
     return status;
 }

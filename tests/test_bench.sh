@@ -75,7 +75,22 @@ bench --no-start --prompt none --decode 0 --train nano --decompose hd --quick -t
 check "training alone" is_status 0
 check "training alone: one figure" [ "$(grep -c '^nano hd .*training' "$tmp/out")" -eq 1 ]
 
+bench --no-start --prompt 8 --decode 2 --at 2 --repeats 1 -t 1 \
+    --edits capture,remove:1000,scale:1,force:3 --csv "$tmp/figures.csv" "$tmp/f32.monet"
+check "edits" is_status 0
+check "edits: a prompt with experts removed, against the plain one" \
+    out_has '^f32 remove:1000 .*prompt 8.* %.* [0-9.]*x$'
+check "edits: decoding with experts forced" out_has '^f32 force:3 .*decode 2.* [0-9.]*x$'
+check "CSV: 10 figures" lines "$tmp/figures.csv" 11
+bench --no-start --quick --edits remove:1025 "$tmp/f32.monet"
+check "more experts than there are" err_has 'has 1024 experts a layer, not 1025'
+
 # ---- what goes wrong
+
+for list in remove remove: remove:0 remove:1x capture:1 plain forget:1; do
+    bench --edits "$list" "$model"
+    check "--edits $list" err_has "'$list' is none of capture, remove:N"
+done
 
 bench --help
 check "--help" out_has '^  --kernels LIST'

@@ -147,6 +147,79 @@ generate --help
 check "--help" out_has "^  --temperature T"
 check "--help is no error" is_status 0
 
+# ---- edits: generate and eval
+
+edit() { # edit NAME RULES...: writes $tmp/NAME.edit, a rule a line
+    name=$1
+    shift
+    { echo "monet-edit 1"; echo "name $name"; echo "shape N=64 L=8 G=4"; printf '%s\n' "$@"; } \
+        > "$tmp/$name.edit"
+}
+
+edit nothing "scale 1 all all"
+edit all "remove all all"
+edit row "remove G1 i=58 # E3736 is in it"
+edit steer "scale 2.5 L5 j=24" "force 0.75 G2 E77"
+edit half "scale 0.5 all all"
+edit twice "scale 2 all all"
+edit wrong "remove G1 E1" "" "remove G1 E1 F2"
+sed -e 's/N=64/N=512/' "$tmp/all.edit" > "$tmp/shape.edit"
+generate --temperature 0 --max-tokens 20 --edit "$tmp/nothing.edit" "$prompt"
+check "--edit: what changes nothing leaves the text" same "$tmp/out" "$tmp/greedy"
+check "--edit: its name and what it changes" err_has "edit nothing: 0 experts in G1, 0 .*G2"
+generate --temperature 0 --max-tokens 20 --edit "$tmp/half.edit" --edit="$tmp/twice.edit" "$prompt"
+check "--edit twice: half of it, and twice that" same "$tmp/out" "$tmp/greedy"
+generate --temperature 0 --max-tokens 20 --edit "$tmp/all.edit" "$prompt"
+check "--edit: without any expert the text is another" differ "$tmp/out" "$tmp/greedy"
+check "--edit: all experts count" err_has "edit all: 4096 experts in G1, 4096 experts in G2"
+generate --temperature 0 --max-tokens 2 --experts=5 --edit "$tmp/row.edit" "$prompt"
+check "--experts: removed ones are seen" out_has "G1.* E3736 (i=58, j=24) 0\.[0-9]* -> 0\.00"
+check "--experts: others are as they were" out_has "G1.* E1304 (i=20, j=24) 0\.37 E"
+generate --temperature 0 --max-tokens 2 --experts --edit "$tmp/steer.edit" "$prompt"
+check "--experts: forced ones are seen" out_has "G2 E77 (i=1, j=13) 0\.[0-9]* -> 0\.[0-9]*$"
+input=$tmp/turns
+printf 'Hello\n\nAnd </s> again\n' > "$tmp/turns"
+generate --chat --max-tokens 8 --temperature 0 --ignore-eos
+cp "$tmp/out" "$tmp/chat"
+generate --chat --max-tokens 8 --temperature 0 --ignore-eos --edit "$tmp/all.edit"
+check "--chat --edit" is_status 0
+check "--chat --edit: another talk" differ "$tmp/out" "$tmp/chat"
+input=/dev/null
+generate --edit "$tmp/wrong.edit" x
+check "--edit: a wrong line is named" err_has "wrong.edit: line 6: 'F2'"
+check "--edit: a wrong line is status 1" is_status 1
+generate --edit "$tmp/shape.edit" x
+check "--edit: another shape is named" err_has "shape.edit: line 3: .*N=512.*N=64"
+generate --edit "$tmp/none.edit" x
+check "--edit: a missing file is named" err_has "none.edit"
+generate --edit
+check "--edit without a file is status 2" is_status 2
+
+bits() { sed -n 's/^bits.byte *\([0-9.]*\), there \([0-9.]*\):.*/\1 \2/p' "$tmp/out"; }
+run_eval "$0" --max-tokens 300 --edit "$tmp/nothing.edit" --compare-edit none
+check "eval: an edit that changes nothing" out_has "differ by 0.00000 on average, by 0.00000 at"
+check "eval: what is compared" out_has "compared with itself, .*, edit none"
+run_eval "$0" --max-tokens 300 --edit "$tmp/half.edit" --edit "$tmp/twice.edit" --compare-edit none
+check "eval: --edit twice" out_has "differ by 0.00000 on average, by 0.00000 at"
+check "eval: both are named" out_has "^edit half + twice: 0 experts removed, 0 scaled, 0 forced$"
+run_eval "$0" --max-tokens 300 --edit "$tmp/all.edit" --compare-edit none
+check "eval: removing everything costs bits" \
+    [ "$(bits | awk '{ print ($1 > $2 + 0.1) }')" = 1 ]
+check "eval: all experts count" out_has "^edit all: 8192 experts removed, 0 scaled, 0 forced$"
+run_eval "$0" --max-tokens 300 --edit "$tmp/steer.edit" --compare-edit "$tmp/steer.edit"
+check "eval: the same edit twice" out_has "differ by 0.00000 on average, by 0.00000 at"
+check "eval: scaled and forced ones" out_has "^edit steer: 0 experts removed, 64 scaled, 1 forced$"
+run_eval "$0" --max-tokens 300 --edit "$tmp/all.edit" --compare "$tmp/q8.monet"
+check "eval: another model has the edit too" \
+    [ "$(bits | awk '{ print ($1 < $2 * 1.02 && $2 < $1 * 1.02) }')" = 1 ]
+run_eval "$0" --edit "$tmp/wrong.edit"
+check "eval: a wrong line is named" err_has "wrong.edit: line 6: 'F2'"
+check "eval: a wrong line is status 1" is_status 1
+run_eval "$0" --edit "$tmp/shape.edit"
+check "eval: another shape is named" err_has "shape.edit: line 3: .*N=512.*N=64"
+run_eval "$0" --compare-edit "$tmp/none.edit"
+check "eval: a missing edit is named" err_has "none.edit"
+
 # ---- generate: chat
 
 printf 'Hello\n\nAnd </s> again\n' > "$tmp/turns"

@@ -5,8 +5,8 @@
    as many threads: reading from DRAM for tokens one at a time, arithmetic for prompts and training.
    What is compared with the limit is what the mathematics needs: the bytes or operations of the
    half-experts that the tokens really use, counted from their routing, and of all other weights.
-   Several files, kernels, modes or numbers of threads are measured in turn, round after round, so
-   that a busy neighbour disturbs all of them alike.
+   Several files, kernels, modes, numbers of threads or edits are measured in turn, round after
+   round, so that a busy neighbour disturbs all of them alike.
 
    Order of this file: options, what a token needs, runs, start of a process, rounds, tables, CSV,
    main.                                                                                        */
@@ -24,6 +24,7 @@
 
 #define MAX_FILES 16
 #define MAX_LIST 8
+#define MAX_EDITS 17 /* the plain model is one of them */
 #define MAX_FIGURES 1024
 #define MAX_REPEATS 100
 #define START_PROMPT 128 /* tokens that a fresh process reads before its memory is looked at */
@@ -34,7 +35,15 @@ static volatile sig_atomic_t interrupted;
 
 /* ---- options --------------------------------------------------------------------------------- */
 
+typedef enum edit_kind { EDIT_NONE, EDIT_CAPTURE, EDIT_REMOVE, EDIT_SCALE, EDIT_FORCE } edit_kind;
+
+typedef struct edit_plan { /* what is measured beside the plain model */
+    edit_kind kind;
+    int32_t   count;       /* experts of each router */
+} edit_plan;
+
 typedef struct settings {
+    const char *edits_text;
     const char *kernels_text, *mode_text, *threads_text, *prompt_text, *train_text, *decompose_text;
     const char *csv, *shape, *write, *dtype_text, *routers_text;
     int64_t     decode, at, repeats;
@@ -46,13 +55,15 @@ typedef struct settings {
     monet_decompose decompose[MAX_LIST];
     int32_t         threads[MAX_LIST], prompts[MAX_LIST];
     const random_shape *train[MAX_LIST];
-    size_t n_kernels, n_modes, n_decompose, n_threads, n_prompts, n_train;
+    edit_plan           edits[MAX_EDITS];
+    size_t n_edits, n_kernels, n_modes, n_decompose, n_threads, n_prompts, n_train;
 } settings;
 
 static const char *const kernels_names[] = {"best", "scalar", "avx2", "avx512", "bf16", "amx",
                                             "neon", "wasm"};
 static const char *const mode_names[] = {"exact", "fast"};
 static const char *const decompose_names[] = {"vd", "hd"};
+static const char *const edit_names[] = {"plain", "capture", "remove", "scale", "force"};
 static const char *const dtype_names[] = {"f32", "f16", "bf16", "q8", "q4"};
 
 #define COUNT(list) (sizeof(list) / sizeof *(list))
@@ -133,6 +144,32 @@ static bool parse_train(settings *set, tool_error *err)
     return true;
 }
 
+/* "capture", or "remove:1000" and the like. The plain model is the first of the list. */
+static bool parse_edits(settings *set, tool_error *err)
+{
+    const char *text = set->edits_text, *item;
+    size_t size, name, k;
+
+    set->n_edits = 1;
+    while (text != NULL && next_item(&text, &item, &size)) {
+        edit_plan *plan = &set->edits[set->n_edits];
+        int kind;
+        if (++set->n_edits > MAX_EDITS)
+            return tool_fail(err, "--edits: more than %d in a list", MAX_EDITS - 1);
+        for (name = 0; name < size && item[name] != ':'; name++) continue;
+        kind = find_name(edit_names, COUNT(edit_names), item, name);
+        for (k = name + 1; k < size && item[k] >= '0' && item[k] <= '9' && plan->count < 1 << 26;
+             k++)
+            plan->count = plan->count * 10 + (item[k] - '0');
+        if (kind < EDIT_CAPTURE || (kind == EDIT_CAPTURE ? name < size : plan->count < 1) ||
+            (kind != EDIT_CAPTURE && k < size))
+            return tool_fail(err, "--edits: '%.*s' is none of capture, remove:N, scale:N, force:N",
+                             size > 60 ? 60 : (int)size, item);
+        plan->kind = (edit_kind)kind;
+    }
+    return true;
+}
+
 static bool parse_lists(settings *set, tool_error *err)
 {
     int found[MAX_LIST], both[] = {MONET_FAST, MONET_EXACT};
@@ -158,7 +195,7 @@ static bool parse_lists(settings *set, tool_error *err)
            (set->n_threads > 0 || tool_fail(err, "--threads: an empty list")) &&
            parse_numbers("prompt", set->prompt_text, 1, 1 << 20, set->prompts, &set->n_prompts,
                          err) &&
-           parse_train(set, err);
+           parse_train(set, err) && parse_edits(set, err);
 }
 
 /* ---- what a token needs ---------------------------------------------------------------------- */
@@ -377,6 +414,7 @@ typedef struct figure {
     subject      *s;
     monet_kernels kernels;
     monet_mode    mode;
+    edit_plan     edit;
     int           threads;
     int32_t       n;                         /* tokens of a run */
     double        needs;                     /* bytes or operations of a token */
@@ -413,7 +451,50 @@ static monet_session_config session_config(const bench *b, const figure *f, mone
     config.kv_dtype = b->set.kv;
     config.kernels = f->kernels;
     config.mode = f->mode;
+    config.capture_routing = f->edit.kind == EDIT_CAPTURE;
+    if (config.capture_routing) config.max_batch = config.context; /* all of a prompt is kept */
     return config;
+}
+
+/* Experts spread over all of a router's, others for each router. NULL where nothing is edited. */
+static bool make_edit(const figure *f, monet_edit **edit, tool_error *err)
+{
+    const monet_arch *a = monet_model_arch(f->s->model);
+    const int64_t all = (int64_t)a->moe_experts * a->moe_experts;
+    const int routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+    monet_error why = {{0}, MONET_OK};
+    monet_result result;
+    int r;
+
+    *edit = NULL;
+    if (f->edit.kind <= EDIT_CAPTURE) return true;
+    if (f->edit.count > all)
+        return tool_fail(err, "%s: has %lld experts a layer, not %d", f->s->label, (long long)all,
+                         (int)f->edit.count);
+    result = monet_edit_create(f->s->model, "bench", edit, &why);
+    for (r = 0; r < routers; r++) {
+        int64_t k;
+        for (k = 0; result == MONET_OK && k < f->edit.count; k++) {
+            const int64_t id = (k * 7919 + r) % all; /* a prime: N is no multiple of it */
+            const int32_t i = (int32_t)(id / a->moe_experts), j = (int32_t)(id % a->moe_experts);
+            if (f->edit.kind == EDIT_FORCE)
+                result = monet_edit_force(*edit, MONET_ROUTER(r), i, j, 0.1f, &why);
+            else
+                result = monet_edit_scale(*edit, MONET_ROUTER(r), i, j,
+                                          f->edit.kind == EDIT_SCALE ? 0.5f : 0, &why);
+        }
+    }
+    if (result == MONET_OK) return true;
+    return tool_fail(err, "%s: %s", f->s->label, why.message);
+}
+
+/* "monet-4m", or "monet-4m remove:1000". */
+static const char *figure_name(const figure *f, char out[64])
+{
+    if (f->edit.kind == EDIT_NONE) snprintf(out, 64, "%s", f->s->label);
+    else if (f->edit.kind == EDIT_CAPTURE) snprintf(out, 64, "%s capture", f->s->label);
+    else snprintf(out, 64, "%s %s:%d", f->s->label, edit_names[f->edit.kind], (int)f->edit.count);
+    return out;
 }
 
 static bool eval_tokens(const figure *f, monet_session *session, size_t at, size_t n,
@@ -447,7 +528,8 @@ static double run_session(bench *b, const figure *f, double *before, tool_error 
     monet_host host;
     monet_session_config config = session_config(b, f, &host);
     monet_session *session = NULL;
-    double seconds;
+    monet_edit *edit = NULL;
+    double seconds = -1;
 
     config.memory = b->memory;
     config.memory_size = b->memory_size;
@@ -455,8 +537,10 @@ static double run_session(bench *b, const figure *f, double *before, tool_error 
         tool_fail(err, "%s: %s", f->s->label, why.message);
         return -1;
     }
-    seconds = time_session(b, f, session, before, err);
+    if (make_edit(f, &edit, err) && monet_session_set_edit(session, edit) == MONET_OK)
+        seconds = time_session(b, f, session, before, err);
     monet_session_free(session);
+    monet_edit_free(edit);
     return seconds;
 }
 
@@ -720,12 +804,14 @@ static bool add_figure(bench *b, const figure *f, tool_error *err)
 static bool add_for_subjects(bench *b, figure f, tool_error *err)
 {
     size_t first = f.task == TASK_TRAIN ? b->n_files : 0;
-    size_t last = f.task == TASK_TRAIN ? b->n_subjects : b->n_files, k;
+    size_t last = f.task == TASK_TRAIN ? b->n_subjects : b->n_files, k, e;
 
-    for (k = first; k < last; k++) {
-        f.s = &b->subjects[k];
-        if (!add_figure(b, &f, err)) return false;
-    }
+    for (k = first; k < last; k++)
+        for (e = 0; e < (f.task == TASK_TRAIN ? 1 : b->set.n_edits); e++) {
+            f.s = &b->subjects[k];
+            f.edit = b->set.edits[e];
+            if (!add_figure(b, &f, err)) return false;
+        }
     return true;
 }
 
@@ -822,7 +908,7 @@ static const char *mode_name(const figure *f)
 
 static bool run_round(bench *b, size_t round, tool_error *err)
 {
-    char name[32];
+    char name[32], who[64];
     size_t k;
 
     for (k = 0; k < b->n_files && !b->set.no_start && !interrupted; k++)
@@ -832,8 +918,9 @@ static bool run_round(bench *b, size_t round, tool_error *err)
         figure *f = &b->figures[k];
         if (!run_figure(b, f, err)) return interrupted != 0;
         fprintf(stderr, "round %d of %d: %s, %s, %s, %d threads, %s: %.1f tokens/s\n",
-                (int)round + 1, (int)b->set.repeats, f->s->label, monet_kernels_name(f->kernels),
-                mode_name(f), f->threads, task_name(b, f, name), f->speed[f->n_done - 1]);
+                (int)round + 1, (int)b->set.repeats, figure_name(f, who),
+                monet_kernels_name(f->kernels), mode_name(f), f->threads, task_name(b, f, name),
+                f->speed[f->n_done - 1]);
     }
     return true;
 }
@@ -890,16 +977,19 @@ static double limit_of(const figure *f, double *share, bool *moved)
     return mean;
 }
 
-/* Speed against that of the first file in the same circumstances; 0 if there is none. */
+/* Speed against that of the plain model, or of the first file, in the same circumstances; 0 if
+   there is none.                                                                               */
 static double ratio_to_first(const bench *b, const figure *f)
 {
+    const subject *first = f->edit.kind == EDIT_NONE ? &b->subjects[0] : f->s;
     size_t k;
 
     for (k = 0; k < b->n_figures; k++) {
         const figure *g = &b->figures[k];
-        if (g->s != &b->subjects[0] || g->s == f->s || f->task == TASK_TRAIN) continue;
-        if (g->task == f->task && g->kernels == f->kernels && g->mode == f->mode &&
-            g->threads == f->threads && g->n == f->n && g->n_done > 0)
+        if (g->s != first || g->edit.kind != EDIT_NONE || g->task != f->task) continue;
+        if (f->task == TASK_TRAIN || (g->s == f->s && f->edit.kind == EDIT_NONE)) continue;
+        if (g->kernels == f->kernels && g->mode == f->mode && g->threads == f->threads &&
+            g->n == f->n && g->n_done > 0)
             return f->speed[best_run(f)] / g->speed[best_run(g)];
     }
     return 0;
@@ -907,15 +997,15 @@ static double ratio_to_first(const bench *b, const figure *f)
 
 static void print_figure(const bench *b, const figure *f)
 {
-    char name[32], ratio[16] = "";
+    char name[32], who[64], ratio[16] = "";
     double share, times = ratio_to_first(b, f), bound;
     bool moved;
 
     if (f->n_done == 0) return;
     bound = limit_of(f, &share, &moved);
     if (times > 0) snprintf(ratio, sizeof ratio, "  %.2fx", times);
-    printf("%-20.20s %-8.8s %-5s %4d  %-16s %9.1f %9.1f %8.4f %-5s %8.1f %-8s %4.0f %%%s%s\n",
-           f->s->label, monet_kernels_name(f->kernels), mode_name(f), f->threads,
+    printf("%-20.40s %-8.8s %-5s %4d  %-16s %9.1f %9.1f %8.4f %-5s %8.1f %-8s %4.0f %%%s%s\n",
+           figure_name(f, who), monet_kernels_name(f->kernels), mode_name(f), f->threads,
            task_name(b, f, name), f->speed[best_run(f)], median(f->speed, f->n_done),
            f->needs / 1e9, f->bound == LIMIT_READ ? "GB" : "GFLOP", bound / 1e9,
            limit_names[f->bound], 100 * share, moved ? " ~" : "", ratio);
@@ -929,7 +1019,7 @@ static void print_figures(const bench *b)
 
     printf("\n%-20s %-8s %-5s %4s  %-16s %9s %9s %14s %17s %6s%s\n", "model", "kernels", "mode",
            "thr.", "task", "best", "median", "a token needs", "limit, G/s", "share",
-           b->n_files > 1 ? "  to first" : "");
+           b->set.n_edits > 1 ? "  to plain" : b->n_files > 1 ? "  to first" : "");
     for (k = 0; k < b->n_figures; k++) {
         print_figure(b, &b->figures[k]);
         if (b->figures[k].n_done == 0) continue;
@@ -948,17 +1038,18 @@ static void print_figures(const bench *b)
 
 static void print_scaling(const bench *b)
 {
-    char name[32];
+    char name[32], who[64];
     size_t k, i;
 
     for (k = 0; k < b->n_figures; k++)
         for (i = 0; i < b->n_figures; i++) {
             const figure *f = &b->figures[k], *g = &b->figures[i];
             if (f->threads != 1 || g->threads == 1 || f->s != g->s || f->task != g->task ||
-                f->kernels != g->kernels || f->mode != g->mode || f->n != g->n)
+                f->kernels != g->kernels || f->mode != g->mode || f->n != g->n ||
+                f->edit.kind != g->edit.kind || f->edit.count != g->edit.count)
                 continue;
             if (f->n_done == 0 || g->n_done == 0) continue;
-            printf("scaling     %s, %s, %s, %s: %.2fx with %d threads\n", f->s->label,
+            printf("scaling     %s, %s, %s, %s: %.2fx with %d threads\n", figure_name(f, who),
                    monet_kernels_name(f->kernels), mode_name(f), task_name(b, f, name),
                    g->speed[best_run(g)] / f->speed[best_run(f)], g->threads);
         }
@@ -1044,12 +1135,13 @@ static void csv_figure(tool_buffer *csv, const bench *b, const figure *f)
 {
     static const char *const tasks[] = {"prompt", "decode", "training"};
     size_t best = best_run(f);
+    char who[64];
     double share;
     bool moved;
 
     if (f->n_done == 0) return;
     limit_of(f, &share, &moved);
-    csv_name(csv, f->s->label);
+    csv_name(csv, figure_name(f, who));
     tool_putf(csv, ",%s,%s,%s,%d,%s,%d,%d", dtype_names[f->s->dtype],
               monet_kernels_name(f->kernels), mode_name(f), f->threads, tasks[f->task], (int)f->n,
               f->task == TASK_DECODE ? (int)b->set.at : 0);
@@ -1309,6 +1401,8 @@ int main(int argc, char **argv)
          "train small, mini, nano, ...: 4 sequences of 256 tokens a step"},
         {"decompose", RUN_TEXT, (void *)&set->decompose_text, 0, 0, "LIST",
          "vd, hd for --train and --shape (default: vd)"},
+        {"edits", RUN_TEXT, (void *)&set->edits_text, 0, 0, "LIST",
+         "also with routing kept, or N experts edited: capture, remove:N, scale:N, force:N"},
         {"no-start", RUN_FLAG, &set->no_start, 0, 0, NULL, "do not measure starts and memory"},
         {"repeats", RUN_WHOLE, &set->repeats, 1, MAX_REPEATS, "N", "rounds (default: 3)"},
         {"quick", RUN_FLAG, &set->quick, 0, 0, NULL, "one round, short prompt, 16 tokens"},

@@ -12,6 +12,7 @@
      train.losses (steps,3), train.grad_norms (steps): cross entropy, uniformity, ambiguity; norm of
      the gradient before clipping
      train.after_one.TENSOR, train.after_all.TENSOR: after the first forward pass; at the end
+     edit.NAME.logits (B,T,V): logits of the model with the edit NAME of EXPECTED.json
 
    TENSOR is a name of the checkpoint. hidden[0] are the embeddings, hidden[l] is the output of
    layer l, hidden[L] comes after the final norm. To make such a file from a checkpoint, with the
@@ -52,7 +53,13 @@
    "smallest_routing_margin" (from a normalised router logit to its cut): where a difference shows
    up, they tell whether rounding can explain it. Arrays of training need its "train": {"lambda" of
    both routing losses, "epsilon_in_log", "lr", "beta1", "beta2", "eps", "weight_decay",
-   "clip_global_norm"}.
+   "clip_global_norm"}. Arrays of edits need its "edits", where a router is a number from 0 and an
+   expert is i*N + j; they apply to all layers of the router, and P is the pair matrix:
+
+     "edits": {NAME: {ROUTER: {"scale": {EXPERT: factor}, "force": {EXPERT: amount}}}}
+     P[i,j] = factor * (sum over h of g1[h,i] * g2[h,j]) + amount       if not given: 1 and 0
+
+   With --dump, an edit need not have an array: what monet.h computes is written all the same.
 
    Exit status: 0 all within tolerance, 1 not, 2 wrong options or files.                        */
 #include "common.h"
@@ -90,6 +97,13 @@ typedef struct trained {
     int32_t source; /* ... and which of the checkpoint's that it is made of */
 } trained;
 
+typedef struct edited {
+    array     a;     /* edit.NAME.logits */
+    st_tensor as;    /* what it is in the file, or would be */
+    char     *name;  /* of the array */
+    uint32_t  value; /* the edit itself, in EXPECTED.json */
+} edited;
+
 /* A list of tokens of the file. */
 typedef struct tokens {
     const char      *name;
@@ -125,11 +139,16 @@ typedef struct check {
     const monet_arch *arch;
     monet_session    *session;
     st_file           file;
+    json_doc          json;             /* EXPECTED.json */
     array             arrays[N_ARRAYS];
+    edited           *edits;
+    size_t            n_edits;
     tokens            input, prompt, greedy;
     int32_t          *drawn;            /* (greedy.count) */
     double            drawn_margin;     /* of the two largest logits at the first difference */
     int64_t           B, T, R, row;     /* row: the sequence that is being evaluated */
+    double            nats;             /* of all sequences */
+    float            *logits;           /* (B,T,V) where keep_logits puts them; NULL = nowhere */
     double            greedy_margin, routing_margin; /* of EXPECTED.json; < 0 = unknown */
     training          train;
     int               width;            /* of the first column */
@@ -140,13 +159,13 @@ typedef struct check {
 
 static bool expect_shape(const st_tensor *t, int32_t n_dims, const int64_t *shape, tool_error *err)
 {
-    char found[ST_SHAPE], expected[ST_SHAPE];
+    char found[ST_SHAPE], expected[ST_SHAPE], quoted[TOOL_QUOTE];
 
     st_shape(found, t->n_dims, t->shape);
     st_shape(expected, n_dims, shape);
     if (strcmp(found, expected) == 0) return true;
-    return tool_fail(err, "array %.80s: shape is %s, expected %s by this model and \"tokens\"",
-                     t->name, found, expected);
+    return tool_fail(err, "array %s: shape is %s, expected %s by this model and \"tokens\"",
+                     tool_quote(quoted, t->name, t->name_size), found, expected);
 }
 
 static bool open_array(check *c, int which, const char *name, int32_t n_dims, const int64_t *shape,
@@ -259,17 +278,187 @@ static bool open_training_settings(training *t, const json_doc *doc, tool_error 
 
 static bool open_settings(check *c, const char *path, tool_error *err)
 {
-    json_doc doc;
-    bool ok;
+    const json_doc *doc = &c->json;
 
     c->greedy_margin = c->routing_margin = -1;
     if (path == NULL) return true;
-    if (!json_load(&doc, path, 1 << 26, err)) return false;
-    json_double(&doc, json_find(&doc, 0, "greedy_smallest_margin"), &c->greedy_margin);
-    json_double(&doc, json_find(&doc, 0, "smallest_routing_margin"), &c->routing_margin);
-    ok = open_training_settings(&c->train, &doc, err);
-    json_free(&doc);
-    return ok || tool_prefix(err, path);
+    if (!json_load(&c->json, path, 1 << 26, err)) return false;
+    json_double(doc, json_find(doc, 0, "greedy_smallest_margin"), &c->greedy_margin);
+    json_double(doc, json_find(doc, 0, "smallest_routing_margin"), &c->routing_margin);
+    return open_training_settings(&c->train, doc, err) || tool_prefix(err, path);
+}
+
+/* ---- the expected file: edits ---------------------------------------------------------------- */
+
+/* A key that is a whole number below `limit`; one number has one way to be written. */
+static bool read_key(const json_doc *doc, uint32_t key, int64_t limit, int64_t *out)
+{
+    size_t size = 0, k;
+    const char *digits = json_string(doc, key, &size);
+
+    if (size == 0 || size > 18 || (digits[0] == '0' && size > 1)) return false;
+    for (*out = 0, k = 0; k < size; k++) {
+        if (digits[k] < '0' || digits[k] > '9') return false;
+        *out = *out * 10 + (digits[k] - '0');
+    }
+    return *out < limit;
+}
+
+/* "scale" or "force" of a router. */
+static bool apply_numbers(const check *c, int32_t router, uint32_t key, uint32_t numbers,
+                          monet_edit *edit, tool_error *err)
+{
+    const int64_t N = c->arch->moe_experts;
+    const bool force = json_equals(&c->json, key, "force");
+    json_each it = json_begin(&c->json, numbers);
+    monet_error why = {{0}, MONET_OK};
+    monet_result result;
+    char shown[TOOL_QUOTE];
+    double x = 0;
+    int64_t id = 0;
+
+    if (!force && !json_equals(&c->json, key, "scale"))
+        return tool_fail(err, "%s is neither \"scale\" nor \"force\"",
+                         json_show(&c->json, key, shown));
+    if (!it.object)
+        return tool_fail(err, "%s is not an object", force ? "\"force\"" : "\"scale\"");
+    while (json_step(&c->json, &it)) {
+        if (!read_key(&c->json, it.key, N * N, &id))
+            return tool_fail(err, "%s is no expert, they go from 0 to %lld",
+                             json_show(&c->json, it.key, shown), (long long)(N * N - 1));
+        if (!json_double(&c->json, it.value, &x) || fabs(x) > (double)FLT_MAX)
+            return tool_fail(err, "expert %lld: %s is %s, needs a number that fits f32",
+                             (long long)id, force ? "its amount" : "its factor",
+                             json_show(&c->json, it.value, shown));
+        result = (force ? monet_edit_force : monet_edit_scale)(
+            edit, MONET_ROUTER(router), (int32_t)(id / N), (int32_t)(id % N), (float)x, &why);
+        if (result != MONET_OK) return tool_fail(err, "%s", why.message);
+    }
+    return true;
+}
+
+static bool apply_router(const check *c, uint32_t key, uint32_t value, monet_edit *edit,
+                         tool_error *err)
+{
+    json_each it = json_begin(&c->json, value);
+    char shown[TOOL_QUOTE];
+    int64_t router = 0;
+
+    if (!read_key(&c->json, key, c->R, &router))
+        return tool_fail(err, "%s is no router, they go from 0 to %lld",
+                         json_show(&c->json, key, shown), (long long)c->R - 1);
+    if (!it.object) return tool_fail(err, "router %lld: needs an object", (long long)router);
+    while (json_step(&c->json, &it))
+        if (!apply_numbers(c, (int32_t)router, it.key, it.value, edit, err)) {
+            snprintf(shown, sizeof shown, "router %lld", (long long)router);
+            return tool_prefix(err, shown);
+        }
+    return true;
+}
+
+/* Makes an edit of EXPECTED.json. */
+static bool make_edit(const check *c, const monet_model *model, const edited *e, monet_edit **out,
+                      tool_error *err)
+{
+    json_each it = json_begin(&c->json, e->value);
+    monet_error why = {{0}, MONET_OK};
+    bool ok = it.object || tool_fail(err, "needs an object");
+
+    *out = NULL;
+    if (ok && monet_edit_create(model, "expected", out, &why) != MONET_OK)
+        ok = tool_fail(err, "%s", why.message);
+    while (ok && json_step(&c->json, &it)) ok = apply_router(c, it.key, it.value, *out, err);
+    return ok;
+}
+
+/* The name of its array in quotes, for messages. */
+static const char *quote_edit(const edited *e, char out[TOOL_QUOTE])
+{
+    return tool_quote(out, e->name, strlen(e->name));
+}
+
+static bool open_edit(check *c, edited *e, uint32_t key, tool_error *err)
+{
+    const int64_t shape[] = {c->B, c->T, c->arch->vocab_size};
+    char quoted[TOOL_QUOTE];
+    size_t size = 0;
+    const char *name = json_string(&c->json, key, &size);
+    tool_buffer array_name = {NULL, 0, 0, false};
+
+    tool_put(&array_name, "edit.", 5);
+    tool_put(&array_name, name, size);
+    tool_put(&array_name, ".logits", 8); /* with its NUL */
+    if (array_name.failed) return tool_fail(err, "out of memory");
+    e->name = array_name.data;
+    if (memchr(name, '\0', size) != NULL)
+        return tool_fail(err, "the name of an edit, \"%s\", has a byte 0x00",
+                         tool_quote(quoted, name, size));
+    e->a.name = e->as.name = e->name;
+    e->a.expected = st_find(&c->file, e->name);
+    if (e->a.expected == NULL && c->set.dump == NULL)
+        return tool_fail(err, "array %s is not in the file, but EXPECTED.json has its edit",
+                         quote_edit(e, quoted));
+    if (c->input.count == 0)
+        return tool_fail(err, "there are edits, but no \"tokens\", their input");
+    if (e->a.expected != NULL && !expect_shape(e->a.expected, 3, shape, err)) return false;
+    e->as.n_dims = 3;
+    memcpy(e->as.shape, shape, sizeof shape);
+    if (!tool_mul(c->input.count, (uint64_t)shape[2], &e->as.count)) e->as.count = UINT64_MAX;
+    e->a.found = tool_alloc(e->as.count, sizeof *e->a.found, err);
+    return e->a.found != NULL;
+}
+
+static bool is_edit(const st_tensor *t)
+{
+    static const char start[] = "edit.", end[] = ".logits";
+    const size_t n = sizeof start - 1, m = sizeof end - 1;
+
+    return t->name_size >= n + m && memcmp(t->name, start, n) == 0 &&
+           memcmp(t->name + t->name_size - m, end, m) == 0;
+}
+
+/* Each array of an edit needs that edit. */
+static bool check_has_edits(const check *c, tool_error *err)
+{
+    bool *has = tool_alloc(c->file.n_tensors, sizeof *has, err), ok = has != NULL;
+    char quoted[TOOL_QUOTE];
+    uint32_t k;
+    size_t i;
+
+    for (i = 0; ok && i < c->n_edits; i++)
+        if (c->edits[i].a.expected != NULL) has[c->edits[i].a.expected - c->file.tensors] = true;
+    for (k = 0; ok && k < c->file.n_tensors; k++) {
+        const st_tensor *t = &c->file.tensors[k];
+        if (is_edit(t) && !has[k])
+            ok = tool_fail(err, "array %s is there, but EXPECTED.json has no such edit",
+                           tool_quote(quoted, t->name, t->name_size));
+    }
+    free(has);
+    return ok;
+}
+
+/* Every edit is made once before the long work begins: it may be wrong. */
+static bool open_edits(check *c, const monet_model *model, const char *path, tool_error *err)
+{
+    uint32_t all = json_find(&c->json, 0, "edits");
+    json_each it = json_begin(&c->json, all);
+    char quoted[TOOL_QUOTE];
+    bool ok = true;
+
+    if (json_is_null(&c->json, all)) return true;
+    if (!it.object) return tool_fail(err, "%.300s: \"edits\" is not an object", path);
+    c->edits = tool_alloc(json_count(&c->json, all), sizeof *c->edits, err);
+    if (c->edits == NULL) return false;
+    while (ok && json_step(&c->json, &it)) {
+        edited *e = &c->edits[c->n_edits++];
+        monet_edit *edit = NULL;
+        e->value = it.value;
+        ok = open_edit(c, e, it.key, err);
+        if (ok && !make_edit(c, model, e, &edit, err))
+            ok = tool_prefix(err, quote_edit(e, quoted));
+        monet_edit_free(edit);
+    }
+    return (ok && check_has_edits(c, err)) || tool_prefix(err, path);
 }
 
 /* ---- the expected file: training ------------------------------------------------------------- */
@@ -376,17 +565,25 @@ static bool keep_gates(check *c, int which, int64_t router, int64_t t, const mon
 }
 
 /* Token `index` of the last eval is token t of the sequence. */
-static bool keep_token(check *c, int32_t index, int64_t t, double *nats)
+typedef bool (*keep_fn)(check *c, int32_t index, int64_t t);
+
+static bool keep_logits(check *c, int32_t index, int64_t t)
 {
     const monet_real *logits = monet_session_logits_at(c->session, index);
     size_t V = (size_t)c->arch->vocab_size, at = (size_t)(c->row * c->T + t), k;
-    float *out = c->arrays[LOGITS].found;
+
+    if (logits == NULL) return false;
+    for (k = 0; c->logits != NULL && k < V; k++) c->logits[at * V + k] = (float)logits[k];
+    if (t + 1 < c->T) c->nats -= monet_logprob(logits, (int32_t)V, c->input.ids[at + 1]);
+    return true;
+}
+
+static bool keep_token(check *c, int32_t index, int64_t t)
+{
     int64_t r;
     monet_routing routing;
 
-    if (logits == NULL) return false;
-    for (k = 0; out != NULL && k < V; k++) out[at * V + k] = (float)logits[k];
-    if (t + 1 < c->T) *nats -= monet_logprob(logits, (int32_t)V, c->input.ids[at + 1]);
+    if (!keep_logits(c, index, t)) return false;
     for (r = 0; r < c->R; r++) {
         int32_t layer = (int32_t)r * c->arch->moe_groups;
         if (monet_session_routing(c->session, index, layer, &routing) != MONET_OK) return false;
@@ -402,15 +599,11 @@ static bool session_failed(const check *c, const char *what, tool_error *err)
 }
 
 /* One sequence after the other, each in an empty session. */
-static bool compute_sequences(check *c, tool_error *err)
+static bool run_sequences(check *c, keep_fn keep, tool_error *err)
 {
-    monet_tap tap = {keep_hidden, c, 1u << MONET_SITE_EMBEDDING | 1u << MONET_SITE_RESIDUAL |
-                     1u << MONET_SITE_FINAL_NORM, 0, 0};
-    double nats = 0;
     int64_t t, k, n;
 
-    if (c->arrays[HIDDEN].found != NULL && c->B > 0)
-        monet_session_set_tap(c->session, &tap);
+    c->nats = 0;
     for (c->row = 0; c->row < c->B; c->row++) {
         if (monet_session_rewind(c->session, 0) != MONET_OK)
             return session_failed(c, "rewind", err);
@@ -420,14 +613,48 @@ static bool compute_sequences(check *c, tool_error *err)
                 MONET_OK)
                 return session_failed(c, "tokens", err);
             for (k = 0; k < n; k++)
-                if (!keep_token(c, (int32_t)k, t + k, &nats))
+                if (!keep(c, (int32_t)k, t + k))
                     return tool_fail(err, "the session does not give its logits and routing");
         }
     }
+    return true;
+}
+
+static bool compute_sequences(check *c, tool_error *err)
+{
+    monet_tap tap = {keep_hidden, c, 1u << MONET_SITE_EMBEDDING | 1u << MONET_SITE_RESIDUAL |
+                     1u << MONET_SITE_FINAL_NORM, 0, 0};
+
+    if (c->arrays[HIDDEN].found != NULL && c->B > 0 &&
+        monet_session_set_tap(c->session, &tap) != MONET_OK)
+        return session_failed(c, "hidden", err);
+    c->logits = c->arrays[LOGITS].found;
+    if (!run_sequences(c, keep_token, err)) return false;
     monet_session_set_tap(c->session, NULL);
     if (c->arrays[LOSS].found != NULL)
-        c->arrays[LOSS].found[0] = (float)(nats / (double)(c->B * (c->T - 1)));
+        c->arrays[LOSS].found[0] = (float)(c->nats / (double)(c->B * (c->T - 1)));
     return true;
+}
+
+static bool compute_edits(check *c, const monet_model *model, tool_error *err)
+{
+    char quoted[TOOL_QUOTE];
+    bool ok = true;
+    size_t k;
+
+    for (k = 0; ok && k < c->n_edits; k++) {
+        edited *e = &c->edits[k];
+        monet_edit *edit = NULL;
+        c->logits = e->a.found;
+        ok = make_edit(c, model, e, &edit, err) &&
+             (monet_session_set_edit(c->session, edit) == MONET_OK ||
+              session_failed(c, "edit", err)) &&
+             run_sequences(c, keep_logits, err);
+        monet_session_set_edit(c->session, NULL);
+        monet_edit_free(edit);
+        if (!ok) tool_prefix(err, quote_edit(e, quoted));
+    }
+    return ok;
 }
 
 /* The largest logit minus the second largest. */
@@ -661,24 +888,50 @@ static bool check_active(check *c, const array *a, const comparison *x, tool_err
     return true;
 }
 
-static bool check_array(check *c, int which, tool_error *err)
+/* `which` says what the tolerance is. */
+static bool check_values(check *c, const array *a, const char *name, int which, comparison *x,
+                         tool_error *err)
 {
-    const array *a = &c->arrays[which];
-    comparison x;
     char shape[ST_SHAPE], difference[32], tolerance[32];
     double most;
     bool ok;
 
-    if (a->expected == NULL) return true;
-    if (!compare(c, a, &x, err)) return false;
-    most = tolerance_of(which, &x);
-    ok = x.largest <= most;
-    snprintf(difference, sizeof difference, "%.2e", x.largest);
+    if (!compare(c, a, x, err)) return false;
+    most = tolerance_of(which, x);
+    ok = x->largest <= most;
+    snprintf(difference, sizeof difference, "%.2e", x->largest);
     snprintf(tolerance, sizeof tolerance, "%.2e", most);
-    print_row(c, a->name, st_shape(shape, a->expected->n_dims, a->expected->shape), difference,
+    print_row(c, name, st_shape(shape, a->expected->n_dims, a->expected->shape), difference,
               tolerance, ok);
-    if (!ok) printf("    the largest is at %s\n", place_of(shape, a->expected, x.worst));
+    if (!ok) printf("    the largest is at %s\n", place_of(shape, a->expected, x->worst));
+    return true;
+}
+
+static bool check_array(check *c, int which, tool_error *err)
+{
+    const array *a = &c->arrays[which];
+    comparison x;
+
+    if (a->expected == NULL) return true;
+    if (!check_values(c, a, a->name, which, &x, err)) return false;
     return which != G1 && which != G2 ? true : check_active(c, a, &x, err);
+}
+
+static bool check_edits(check *c, tool_error *err)
+{
+    char quoted[TOOL_QUOTE];
+    comparison x;
+    size_t k;
+
+    for (k = 0; k < c->n_edits; k++) {
+        const edited *e = &c->edits[k];
+        quote_edit(e, quoted);
+        if (e->a.expected == NULL)
+            printf("%-*s not in the file, computed for --dump\n", c->width, quoted);
+        else if (!check_values(c, &e->a, quoted, LOGITS, &x, err))
+            return false;
+    }
+    return true;
 }
 
 static void check_greedy(check *c)
@@ -804,12 +1057,15 @@ static bool *compared(const check *c, tool_error *err)
         if (others[k] != NULL) marks[others[k] - c->file.tensors] = true;
     for (k = 0; marks != NULL && k < t->n; k++)
         marks[t->list[k].a.expected - c->file.tensors] = true;
+    for (k = 0; marks != NULL && k < c->n_edits; k++)
+        if (c->edits[k].a.expected != NULL)
+            marks[c->edits[k].a.expected - c->file.tensors] = true;
     return marks;
 }
 
 static bool list_others(const check *c, tool_error *err)
 {
-    uint32_t edits = 0, trains = 0, k;
+    uint32_t trains = 0, k;
     char quoted[TOOL_QUOTE], shape[ST_SHAPE];
     bool *marks = compared(c, err);
 
@@ -818,15 +1074,16 @@ static bool list_others(const check *c, tool_error *err)
         const st_tensor *t = &c->file.tensors[k];
         bool is_training = starts_with(t->name, "grad.") || starts_with(t->name, "train.");
         if (marks[k]) continue;
-        if (starts_with(t->name, "edit."))
-            edits++;
+        if (is_edit(t))
+            printf("%s %s: not checked: there is no EXPECTED.json with \"edits\"\n",
+                   tool_quote(quoted, t->name, t->name_size),
+                   st_shape(shape, t->n_dims, t->shape));
         else if (is_training && c->train.input.count == 0)
             trains++;
         else
             printf("%s %s: unknown, not checked\n", tool_quote(quoted, t->name, t->name_size),
                    st_shape(shape, t->n_dims, t->shape));
     }
-    if (edits > 0) printf("edit.*: %u arrays, not checked by this version\n", edits);
     if (trains > 0)
         printf("grad.*, train.*: %u arrays, not checked: there is no %s\n", trains,
                c->train.given ? "train.tokens" : "EXPECTED.json with \"train\"");
@@ -853,16 +1110,20 @@ typedef struct dumped { /* floats or ids */
     const int32_t   *ids;
 } dumped;
 
-static size_t add_dumped(dumped *list, size_t n, const array *a, const tokens *t,
+/* One of floats and ids is given, unless there is nothing to write. */
+static size_t add_dumped(dumped *list, size_t n, const st_tensor *tensor, const float *floats,
                          const int32_t *ids)
 {
-    const st_tensor *tensor = a != NULL ? a->expected : t->expected;
-
-    if (tensor == NULL || (a == NULL && ids == NULL)) return n;
+    if (tensor == NULL || (floats == NULL && ids == NULL)) return n;
     list[n].tensor = tensor;
-    list[n].floats = a != NULL ? a->found : NULL;
+    list[n].floats = floats;
     list[n].ids = ids;
     return n + 1;
+}
+
+static size_t add_array(dumped *list, size_t n, const array *a)
+{
+    return add_dumped(list, n, a->expected, a->found, NULL);
 }
 
 /* Every array that was computed and its inputs. */
@@ -871,20 +1132,22 @@ static size_t list_dumped(const check *c, dumped *list)
     const training *t = &c->train;
     size_t n = 0, k;
 
-    for (k = 0; k < N_ARRAYS; k++) n = add_dumped(list, n, &c->arrays[k], NULL, NULL);
-    n = add_dumped(list, n, &t->losses, NULL, NULL);
-    n = add_dumped(list, n, &t->norms, NULL, NULL);
-    for (k = 0; k < t->n; k++) n = add_dumped(list, n, &t->list[k].a, NULL, NULL);
-    n = add_dumped(list, n, NULL, &c->input, c->input.ids);
-    n = add_dumped(list, n, NULL, &c->prompt, c->prompt.ids);
-    n = add_dumped(list, n, NULL, &c->greedy, c->drawn);
-    return add_dumped(list, n, NULL, &t->input, t->input.ids);
+    for (k = 0; k < N_ARRAYS; k++) n = add_array(list, n, &c->arrays[k]);
+    for (k = 0; k < c->n_edits; k++)
+        n = add_dumped(list, n, &c->edits[k].as, c->edits[k].a.found, NULL);
+    n = add_array(list, n, &t->losses);
+    n = add_array(list, n, &t->norms);
+    for (k = 0; k < t->n; k++) n = add_array(list, n, &t->list[k].a);
+    n = add_dumped(list, n, c->input.expected, NULL, c->input.ids);
+    n = add_dumped(list, n, c->prompt.expected, NULL, c->prompt.ids);
+    n = add_dumped(list, n, c->greedy.expected, NULL, c->drawn);
+    return add_dumped(list, n, t->input.expected, NULL, t->input.ids);
 }
 
 /* Writes them under the names of the expected file. */
 static bool dump(const check *c, tool_error *err)
 {
-    dumped *list = tool_alloc(N_ARRAYS + 6 + c->train.n, sizeof *list, err);
+    dumped *list = tool_alloc(N_ARRAYS + 6 + c->n_edits + c->train.n, sizeof *list, err);
     size_t n = list == NULL ? 0 : list_dumped(c, list), k;
     st_writer w;
     bool ok = list != NULL;
@@ -914,7 +1177,7 @@ static bool has_work(const check *c)
 
     for (k = 0; k < N_ARRAYS; k++)
         if (c->arrays[k].expected != NULL) return true;
-    return c->greedy.count > 0 || c->train.input.count > 0;
+    return c->greedy.count > 0 || c->train.input.count > 0 || c->n_edits > 0;
 }
 
 static bool start_session(check *c, const monet_model *model, tool_error *err)
@@ -929,7 +1192,8 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
     if ((uint64_t)c->T > context) context = (uint64_t)c->T;
     if (!has_work(c))
         return tool_fail(err, "the file holds no array that this version compares: logits, hidden, "
-                         "g1, g2, loss, greedy.tokens, or train.tokens with EXPECTED.json");
+                         "g1, g2, loss, greedy.tokens, or, with EXPECTED.json, edits and "
+                         "train.tokens");
     if (context > INT32_MAX)
         return tool_fail(err, "a sequence has %llu tokens, at most %d are possible",
                          (unsigned long long)context, INT32_MAX);
@@ -948,14 +1212,20 @@ static bool start_session(check *c, const monet_model *model, tool_error *err)
 
 static bool compare_all(check *c, tool_error *err)
 {
+    char quoted[TOOL_QUOTE];
+    size_t i;
     int k;
 
     c->width = 14;
-    printf("%-14s %-18s %-20s %-12s\n", "array", "shape", "largest difference", "tolerance");
+    for (i = 0; i < c->n_edits; i++)
+        if ((int)strlen(quote_edit(&c->edits[i], quoted)) > c->width)
+            c->width = (int)strlen(quoted);
+    printf("%-*s %-18s %-20s %-12s\n", c->width, "array", "shape", "largest difference",
+           "tolerance");
     for (k = 0; k < N_ARRAYS; k++)
         if (!check_array(c, k, err)) return false;
     check_greedy(c);
-    if (!compare_training(c, err) || !list_others(c, err)) return false;
+    if (!check_edits(c, err) || !compare_training(c, err) || !list_others(c, err)) return false;
     if (c->greedy_margin >= 0)
         printf("smallest margin of the expected greedy tokens: %.2e\n", c->greedy_margin);
     if (c->routing_margin >= 0)
@@ -980,6 +1250,18 @@ static void close_training(training *t)
     monet_trainer_free(t->trainer);
 }
 
+static void close_edits(check *c)
+{
+    size_t k;
+
+    for (k = 0; k < c->n_edits; k++) {
+        free(c->edits[k].a.found);
+        free(c->edits[k].name);
+    }
+    free(c->edits);
+    json_free(&c->json);
+}
+
 static int check_model(check *c, const char **files, size_t n_files, tool_error *err)
 {
     monet_model *model = NULL;
@@ -990,10 +1272,12 @@ static int check_model(check *c, const char **files, size_t n_files, tool_error 
     ok = ok && open_expected(c, files[1], err) &&
          open_settings(c, n_files > 2 ? files[2] : NULL, err) &&
          (open_training(c, model, err) || tool_prefix(err, files[1])) &&
+         open_edits(c, model, n_files > 2 ? files[2] : NULL, err) &&
          start_session(c, model, err) && compute_sequences(c, err) && compute_greedy(c, err) &&
-         compute_training(c, model, err) && compare_all(c, err) &&
+         compute_edits(c, model, err) && compute_training(c, model, err) && compare_all(c, err) &&
          (c->set.dump == NULL || dump(c, err));
     for (k = 0; k < N_ARRAYS; k++) free(c->arrays[k].found);
+    close_edits(c);
     free(c->input.ids);
     free(c->prompt.ids);
     free(c->greedy.ids);

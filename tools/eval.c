@@ -10,8 +10,12 @@
 
    Bytes are those of the text that the scored tokens decode to.
 
+   With --edit, experts are removed, scaled or forced as a file says (see >>edits_api in monet.h);
+   several are applied one after the other.
+
    With --compare another model reads the same tokens: what did a smaller dtype change? With
-   --compare-mode and --compare-kernels: the same, or the same model in another way.            */
+   --compare-mode, --compare-kernels and --compare-edit: the same, or the same model in another way.
+   What did an edit change?  eval MODEL TEXT --edit FILE --compare-edit none                    */
 #include "common.h"
 #include "safetensors.h"
 
@@ -37,6 +41,7 @@ typedef struct settings {
     int64_t     context, stride, threads, max_tokens; /* 0 = default */
     monet_dtype kv;
     way         way, other_way;
+    run_texts   edits, compare_edits;
     bool        quiet, help;
 } settings;
 
@@ -61,6 +66,7 @@ typedef struct evaluation {
     const monet_tokenizer *tokenizer; /* may be NULL: then only token files can be scored */
     monet_session         *session, *other; /* other NULL = nothing to compare with */
     monet_model           *other_model;     /* NULL = the same */
+    run_edit               edit, other_edit;
     double                 sum_difference, max_difference; /* of logits */
     routing_agreement      routers[MAX_ROUTERS];
     int32_t                n_routers; /* 0 = the two models' cannot be compared */
@@ -179,11 +185,12 @@ static void print_agreement(const evaluation *e, const score *all)
     const double unit = has_bytes ? log(2.0) * (double)all->bytes : (double)all->tokens;
     int32_t r;
 
-    printf("\ncompared with %s, %s, %s (%.1f tokens/s)\n",
-           e->set.compare != NULL ? e->set.compare : "itself",
+    printf("\ncompared with %s, %s, %s", e->set.compare != NULL ? e->set.compare : "itself",
            e->set.other_way.mode == MONET_FAST ? "fast" : "exact",
-           monet_kernels_name(e->set.other_way.kernels),
-           (double)all->evaluated / (all->other_seconds + 1e-9));
+           monet_kernels_name(e->set.other_way.kernels));
+    if (e->set.compare_edits.n > 0)
+        printf(", edit %s", e->other_edit.edit != NULL ? e->other_edit.names.data : "none");
+    printf(" (%.1f tokens/s)\n", (double)all->evaluated / (all->other_seconds + 1e-9));
     printf("%s    %.4f, there %.4f: %+.3f %%\n", has_bytes ? "bits/byte " : "nats/token",
            all->nats / unit, all->other_nats / unit, 100 * (all->nats / all->other_nats - 1));
     printf("likeliest     the same token at %.3f %% of %llu places\n",
@@ -514,6 +521,7 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
     memset(&total, 0, sizeof total);
     tool_putf(&csv, "%s%s\n", header,
               compares ? ",other_nats_per_token,change_percent,same_likeliest_percent" : "");
+    run_edit_print(&e->edit, e->arch);
     printf("%-32s %10s %11s %10s %10s %9s %10s\n", "file", "tokens", "bytes", "nats/token",
            "perplexity", "bits/byte", "tokens/s");
     for (k = 0; ok && k < n_files; k++) {
@@ -538,8 +546,8 @@ static bool evaluate(evaluation *e, const char **files, size_t n_files, tool_err
 
 /* ---- main ------------------------------------------------------------------------------------ */
 
-static bool start(const evaluation *e, const monet_model *model, way run, monet_session **out,
-                  tool_error *err)
+static bool start(const evaluation *e, const monet_model *model, way run, const monet_edit *edit,
+                  monet_session **out, tool_error *err)
 {
     monet_error why = {{0}, MONET_OK};
     monet_host host;
@@ -556,8 +564,11 @@ static bool start(const evaluation *e, const monet_model *model, way run, monet_
     config.kernels = run.kernels;
     config.all_logits = true;
     config.capture_routing = e->n_routers > 0;
-    if (monet_session_create(model, &config, out, &why) == MONET_OK) return true;
-    return tool_fail(err, "%s", why.message);
+    if (monet_session_create(model, &config, out, &why) != MONET_OK)
+        return tool_fail(err, "%s", why.message);
+    if (monet_session_set_edit(*out, edit) == MONET_OK) return true;
+    return tool_fail(err, "the other model: %s; --compare-edit none leaves the edit out",
+                     monet_session_error(*out)->message);
 }
 
 static bool check_context(evaluation *e, tool_error *err)
@@ -590,15 +601,21 @@ static bool check_alike(evaluation *e, const monet_model *other, tool_error *err
     return true;
 }
 
+/* The other model has the edit of the first one, unless something is said about it. */
 static bool open_other(evaluation *e, const monet_model *model, tool_error *err)
 {
     const settings *set = &e->set;
+    const run_texts *edits = &set->compare_edits;
+    const bool same = edits->n == 0, none = edits->n == 1 && strcmp(edits->items[0], "none") == 0;
 
-    if (set->compare == NULL && set->compare_mode == NULL && set->compare_kernels == NULL)
+    if (set->compare == NULL && set->compare_mode == NULL && set->compare_kernels == NULL && same)
         return true;
     if (set->compare != NULL && !run_load(set->compare, &e->other_model, err)) return false;
     if (e->other_model != NULL) model = e->other_model;
-    return check_alike(e, model, err) && start(e, model, set->other_way, &e->other, err);
+    if (!none && !run_edit_load(&e->other_edit, model, edits, err)) return false;
+    return check_alike(e, model, err) &&
+           start(e, model, set->other_way, same ? e->edit.edit : e->other_edit.edit, &e->other,
+                 err);
 }
 
 static bool run_files(evaluation *e, const char **files, size_t n_files, tool_error *err)
@@ -608,11 +625,14 @@ static bool run_files(evaluation *e, const char **files, size_t n_files, tool_er
 
     e->arch = monet_model_arch(model);
     e->tokenizer = monet_model_tokenizer(model);
-    ok = ok && check_context(e, err) && open_other(e, model, err) &&
-         start(e, model, e->set.way, &e->session, err) &&
+    ok = ok && check_context(e, err) && run_edit_load(&e->edit, model, &e->set.edits, err) &&
+         open_other(e, model, err) &&
+         start(e, model, e->set.way, e->edit.edit, &e->session, err) &&
          evaluate(e, files + 1, n_files - 1, err);
     monet_session_free(e->session);
     monet_session_free(e->other);
+    run_edit_free(&e->edit);
+    run_edit_free(&e->other_edit);
     monet_model_free(e->other_model);
     monet_model_free(model);
     return ok;
@@ -649,12 +669,16 @@ int main(int argc, char **argv)
         {"mode", RUN_MODE, &set->way.mode, 0, 0, "MODE", "exact or fast (default: exact)"},
         {"kernels", RUN_KERNELS, &set->way.kernels, 0, 0, "NAME",
          "instruction set: scalar, avx2, ... (default: the best here)"},
+        {"edit", RUN_TEXTS, &set->edits, 0, 0, "FILE",
+         "experts to remove, scale or force; may be given several times"},
         {"compare", RUN_TEXT, (void *)&set->compare, 0, 0, "FILE",
          "another model: how do predictions and routing differ from its?"},
         {"compare-mode", RUN_TEXT, (void *)&set->compare_mode, 0, 0, "MODE",
          "its mode; without --compare the same model is compared"},
         {"compare-kernels", RUN_TEXT, (void *)&set->compare_kernels, 0, 0, "NAME",
          "its instruction set"},
+        {"compare-edit", RUN_TEXTS, &set->compare_edits, 0, 0, "FILE",
+         "its edit, or none (default: the same)"},
         {"threads", RUN_WHOLE, &set->threads, 1, 256, "N", "threads (default: all processors)"},
         {"quiet", RUN_FLAG, &set->quiet, 0, 0, NULL, "no progress on standard error"},
         {"help", RUN_FLAG, &set->help, 0, 0, NULL, "this text"},

@@ -1,4 +1,4 @@
-/* run.h: what the tools share that run a model: options, loading, a session with threads.
+/* run.h: what the tools share that run a model: options, loading models and edits.
 
    Include it after monet.h and common.h. An option is "--name value", "--name=value" or "--flag";
    what does not start with a dash is a file, in any order; after "--" everything is a file.
@@ -16,13 +16,19 @@
 #include "common.h"
 
 typedef enum run_type {
-    RUN_FLAG, RUN_TEXT, RUN_WHOLE, RUN_DTYPE, RUN_MODE, RUN_KERNELS
+    RUN_FLAG, RUN_TEXT, RUN_TEXTS, RUN_WHOLE, RUN_DTYPE, RUN_MODE, RUN_KERNELS
 } run_type;
+
+#define RUN_MAX_TEXTS 64
+typedef struct run_texts { /* of an option that may be repeated, in order */
+    const char *items[RUN_MAX_TEXTS];
+    size_t      n;
+} run_texts;
 
 typedef struct run_option {
     const char *name;
     run_type    type;
-    void       *value;      /* bool, const char *, int64_t, monet_dtype and so on */
+    void       *value;      /* bool, const char *, run_texts, int64_t, monet_dtype and so on */
     int64_t     low, high;  /* what a number may be */
     const char *argument, *help;
 } run_option;
@@ -90,11 +96,22 @@ static TOOL_UNUSED bool run__kernels(const run_option *option, const char *text,
     return false;
 }
 
+static TOOL_UNUSED bool run__add(const run_option *option, const char *text, tool_error *err)
+{
+    run_texts *texts = option->value;
+
+    if (texts->n == RUN_MAX_TEXTS)
+        return tool_fail(err, "--%s: given more than %d times", option->name, RUN_MAX_TEXTS);
+    texts->items[texts->n++] = text;
+    return true;
+}
+
 static TOOL_UNUSED bool run__set(const run_option *option, const char *text, tool_error *err)
 {
     switch (option->type) {
     case RUN_FLAG: *(bool *)option->value = true; break;
     case RUN_TEXT: *(const char **)option->value = text; break;
+    case RUN_TEXTS: return run__add(option, text, err);
     case RUN_WHOLE: return run__whole(option, text, err);
     case RUN_DTYPE: return run__dtype(option, text, err);
     case RUN_MODE: return run__mode(option, text, err);
@@ -188,6 +205,93 @@ static TOOL_UNUSED bool run_load(const char *path, monet_model **model, tool_err
     if (monet_model_arch(*model) == NULL)
         return tool_fail(err, "%.300s holds a tokenizer, but no model", path);
     return true;
+}
+
+/* ---- edits ----------------------------------------------------------------------------------- */
+
+typedef struct run_edit { /* all zero = no edit */
+    monet_edit *edit;
+    tool_buffer names;    /* "no-economics + calm" */
+} run_edit;
+
+static TOOL_UNUSED void run_edit_free(run_edit *edit)
+{
+    monet_edit_free(edit->edit);
+    tool_buffer_free(&edit->names);
+    edit->edit = NULL;
+}
+
+/* Adds one file behind those that are there. The message of a failure names it. */
+static TOOL_UNUSED bool run__edit_add(run_edit *to, const monet_model *model, const char *path,
+                                      tool_error *err)
+{
+    monet_edit *next = NULL;
+    monet_error why = {{0}, MONET_OK};
+    bool ok = monet_edit_load(model, path, &next, &why) == MONET_OK;
+
+    if (ok) {
+        if (to->edit != NULL) tool_put(&to->names, " + ", 3);
+        tool_put(&to->names, monet_edit_name(next), strlen(monet_edit_name(next)));
+    }
+    if (ok && to->edit == NULL) {
+        to->edit = next;
+        return !to->names.failed || tool_fail(err, "out of memory");
+    }
+    ok = ok && monet_edit_combine(to->edit, next, &why) == MONET_OK;
+    monet_edit_free(next);
+    if (ok) return !to->names.failed || tool_fail(err, "out of memory");
+    tool_fail(err, "%s", why.message);
+    return strstr(why.message, path) != NULL ? false : tool_prefix(err, path);
+}
+
+/* Loads the files and combines them in order. run_edit_free, whatever happens. */
+static TOOL_UNUSED bool run_edit_load(run_edit *edit, const monet_model *model,
+                                      const run_texts *paths, tool_error *err)
+{
+    size_t k;
+
+    memset(edit, 0, sizeof *edit);
+    for (k = 0; k < paths->n; k++)
+        if (!run__edit_add(edit, model, paths->items[k], err)) return false;
+    return true;
+}
+
+typedef struct run_edit_counts { /* an expert of a router counts once, whatever its layers */
+    int64_t removed, scaled, forced;
+} run_edit_counts;
+
+static TOOL_UNUSED run_edit_counts run_edit_count(const monet_edit *edit, const monet_arch *arch)
+{
+    const int32_t N = arch->moe_experts, L = arch->n_layers, G = arch->moe_groups;
+    run_edit_counts n = {0, 0, 0};
+    int32_t first, layer, i, j;
+
+    for (first = 0; first < L; first += G)
+        for (i = 0; i < N; i++)
+            for (j = 0; j < N; j++) {
+                bool removed = false, scaled = false, forced = false;
+                for (layer = first; layer < L && layer < first + G; layer++) {
+                    float factor = 1, amount = 0;
+                    (void)monet_edit_get(edit, layer, i, j, &factor, &amount);
+                    if (factor < 0 || factor > 0) scaled = scaled || factor < 1 || factor > 1;
+                    else removed = true;
+                    forced = forced || amount < 0 || amount > 0;
+                }
+                n.removed += removed;
+                n.scaled += scaled;
+                n.forced += forced;
+            }
+    return n;
+}
+
+static TOOL_UNUSED void run_edit_print(const run_edit *edit, const monet_arch *arch)
+{
+    run_edit_counts n;
+
+    if (edit->edit == NULL) return;
+    n = run_edit_count(edit->edit, arch);
+    printf("edit %s: %lld experts removed, %lld scaled, %lld forced\n", edit->names.data,
+           (long long)n.removed, (long long)n.scaled, (long long)n.forced);
 }
 
 #endif /* TOOL_RUN_H */
