@@ -6151,6 +6151,13 @@ static void monet__emit_words(monet__sink *s, const uint64_t *words, int count)
     while (count--) monet__emit(s, *words++, 8);
 }
 
+static void monet__emit_arch(monet__sink *s, const monet_arch *a)
+{
+    int32_t fields[MONET__ARCH];
+    memcpy(fields, a, sizeof fields);
+    monet__emit_ints(s, fields, MONET__ARCH);
+}
+
 static void monet__emit_tensor(monet__sink *s, const monet_tensor *t)
 {
     const uint64_t words[] = {(uint64_t)t->dtype | (uint64_t)t->source_dtype << 32,
@@ -6234,9 +6241,7 @@ static void monet__emit_header(monet__plan *w, monet__sink *s, const monet_write
         } else if (kind == MONET__S_MOMENTS) {
             s->n += raw[kind].size;
         } else if (kind == MONET__S_ARCH) {
-            int32_t fields[MONET__ARCH];
-            memcpy(fields, c->arch, sizeof fields);
-            monet__emit_ints(s, fields, MONET__ARCH);
+            monet__emit_arch(s, c->arch);
         } else {
             monet__emit_bytes(s, raw[kind].data, (size_t)raw[kind].size);
             if (kind == MONET__S_TOKENIZER && c->tokenizer) monet__emit_tokenizer(s, c->tokenizer);
