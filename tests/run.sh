@@ -206,7 +206,7 @@ $CC $sanitize "$tmp/probe.c" -o "$tmp/probe" > /dev/null 2>&1 && "$tmp/probe" ||
     echo "note: no sanitizers here"
 }
 # These use nothing but the interface: to compile the header once is enough for all of them.
-interface="test_api test_convert test_domains test_edits test_export test_planted test_stats"
+interface="test_api test_convert test_domains test_export test_planted test_stats"
 interface="$interface test_texts test_threads test_tokenizer"
 job build:checked.o object checked.o -std=c99 $sanitize
 for file in tests/test_*.c; do
