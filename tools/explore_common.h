@@ -453,8 +453,6 @@ static TOOL_UNUSED void explore_put_number(tool_buffer *out, const char *key, do
     else tool_putf(out, "\"%s\":null", key);
 }
 
-#define explore_put_csv tool_put_csv
-
 /* ---- explore: the largest of many ------------------------------------------------------------ */
 
 typedef struct explore_ranked {

@@ -21,51 +21,21 @@ typedef struct domains_rule {
 
 #define DOMAINS_RULE_OPTIONS(rule)                                                                 \
     {"factor", RUN_TEXT, (void *)&(rule)->factor_text, 0, 0, "F",                                  \
-     "how much larger the mean score has to be than on the second label (2)"},                     \
+     "times the mean score of the second label, at least (default: 2)"},                     \
     {"floor", RUN_WHOLE, &(rule)->floor, 0, INT64_MAX - 1, "N",                                    \
-     "an expert is active on at least N tokens of all labels (10)"}
+     "an expert is active on at least N tokens of all labels (default: 10)"}
 
-/* ---- domains: numbers and files -------------------------------------------------------------- */
-
-/* A number from `low` to `high` at the start of *text, which moves to what comes behind it. */
-static TOOL_UNUSED bool domains_number(const char **text, const char *option, double low,
-                                       double high, double *out, tool_error *err)
-{
-    char *end;
-
-    *out = strtod(*text, &end);
-    if (end == *text || !(*out >= low && *out <= high))
-        return tool_fail(err, "--%s: '%.60s' is not a number from %g to %g", option, *text, low,
-                         high);
-    *text = end;
-    return true;
-}
+/* ---- domains: the settings of the rule ------------------------------------------------------- */
 
 static TOOL_UNUSED bool domains_check_rule(domains_rule *rule, const stats *s, tool_error *err)
 {
-    const char *text = rule->factor_text;
-
     rule->factor = 2;
     if (s->n_labels < 2)
         return tool_fail(err, "the rule compares labels, and these statistics have %d: pass the "
                          "texts of each label to `explore stats` as a file of its own",
                          (int)s->n_labels);
-    if (text == NULL) return true;
-    if (!domains_number(&text, "factor", 1, 1e9, &rule->factor, err)) return false;
-    return *text == '\0' || tool_fail(err, "--factor: '%.60s' follows the number", text);
-}
-
-/* The text becomes the whole file, in one step. */
-static TOOL_UNUSED bool domains_write(const char *path, const tool_buffer *text, tool_error *err)
-{
-    tool_output file;
-    bool ok;
-
-    if (text->failed) return tool_fail(err, "%.300s: out of memory", path);
-    ok = tool_output_open(&file, path, err) &&
-         tool_output_write(&file, text->data, text->size, err) && tool_output_commit(&file, err);
-    if (!ok) tool_output_abandon(&file);
-    return ok;
+    return rule->factor_text == NULL ||
+           explore_parse_real("factor", rule->factor_text, 1, 1e9, &rule->factor, err);
 }
 
 /* A name in `width` columns, cut or filled up, and a blank. */
@@ -230,12 +200,12 @@ static void domains__put_expert(const domains *d, tool_buffer *out, bool json, i
     domains_two_best(s, group, id, label, mean);
     for (k = 0; k < 2; k++) name[k] = s->labels[label[k]].name;
     tool_put(out, json ? "{\"label\":" : "", json ? 9 : 0);
-    (json ? explore_put_json : explore_put_csv)(out, name[0], strlen(name[0]));
+    (json ? explore_put_json : tool_put_csv)(out, name[0], strlen(name[0]));
     tool_putf(out, json ? ",\"group\":%d,\"expert\":%llu,\"i\":%d,\"j\":%d,\"mean\":%.9g"
                           ",\"second\":" : ",%d,%llu,%d,%d,%.9g,",
               (int)group + 1, (unsigned long long)id, (int)(id / (size_t)s->N),
               (int)(id % (size_t)s->N), mean[0]);
-    (json ? explore_put_json : explore_put_csv)(out, name[1], strlen(name[1]));
+    (json ? explore_put_json : tool_put_csv)(out, name[1], strlen(name[1]));
     tool_putf(out, json ? ",\"second_mean\":%.9g,\"active\":%llu}\n" : ",%.9g,%llu\n", mean[1],
               (unsigned long long)domains_active(s, group, id));
 }
@@ -256,7 +226,7 @@ static bool domains__export(const domains *d, const char *path, bool json, tool_
             for (id = 0; id < size; id++)
                 if (d->owner[(size_t)group * size + id] == label)
                     domains__put_expert(d, &out, json, group, id);
-    ok = domains_write(path, &out, err);
+    ok = tool_write_file(path, &out, err);
     tool_buffer_free(&out);
     return ok;
 }

@@ -230,7 +230,7 @@ static bool unlearn__save_json(const unlearn *u, tool_error *err)
     if (u->jsonl == NULL) return true;
     for (mask = 0; mask < u->n_masks; mask++)
         if (u->runs[1 + mask].nats != NULL) unlearn__put_json(u, mask, &out);
-    ok = domains_write(u->jsonl, &out, err);
+    ok = tool_write_file(u->jsonl, &out, err);
     tool_buffer_free(&out);
     return ok;
 }
@@ -502,7 +502,7 @@ static TOOL_UNUSED int explore_unlearn(explore *e, int argc, char **argv)
     unlearn u;
     const run_option options[] = {
         {"match", RUN_TEXT, (void *)&u.match, 0, 0, "PATTERN", "names of files in folders"},
-        {"window", RUN_WHOLE, &u.size, 2, INT32_MAX - 1, "N", "tokens of a window (256)"},
+        {"window", RUN_WHOLE, &u.size, 2, INT32_MAX - 1, "N", "tokens of a window (default: 256)"},
         {"max-windows", RUN_WHOLE, &u.max_windows, 0, INT64_MAX - 1, "N",
          "at most N windows of each file (0: all)"},
         DOMAINS_RULE_OPTIONS(&u.rule),
@@ -514,10 +514,10 @@ static TOOL_UNUSED int explore_unlearn(explore *e, int argc, char **argv)
          "what the statistics are of: how many experts correlate with permuted scores?"},
         {"edit", RUN_TEXT, (void *)&u.edit, 0, 0, "FILE",
          "measure this edit"},
-        {"draws", RUN_WHOLE, &u.draws, 0, 10000, "N", "random masks of each kind (5)"},
+        {"draws", RUN_WHOLE, &u.draws, 0, 10000, "N", "random masks of each kind (default: 5)"},
         {"own-mass", RUN_FLAG, &u.own_mass, 0, 0, NULL,
          "also random masks of the same routing mass on the mask's own label"},
-        {"seed", RUN_WHOLE, &u.seed, 0, INT64_MAX - 1, "N", "of the draws (1)"},
+        {"seed", RUN_WHOLE, &u.seed, 0, INT64_MAX - 1, "N", "of the draws (default: 1)"},
         {"csv", RUN_TEXT, (void *)&u.csv, 0, 0, "FILE", "every run and label, after each run"},
         {"resume", RUN_FLAG, &u.resume, 0, 0, NULL, "take runs from that file, do the rest"},
         {"jsonl", RUN_TEXT, (void *)&u.jsonl, 0, 0, "FILE", "an object for each mask"},

@@ -257,6 +257,20 @@ static bool unlearn__mask_by_r(unlearn *u, int32_t label, double threshold, tool
     return true;
 }
 
+/* A number from `low` to `high` at the start of *text, which moves to what comes behind it. */
+static TOOL_UNUSED bool unlearn__number(const char **text, const char *option, double low,
+                                        double high, double *out, tool_error *err)
+{
+    char *end;
+
+    *out = strtod(*text, &end);
+    if (end == *text || !(*out >= low && *out <= high))
+        return tool_fail(err, "--%s: '%.60s' is not a number from %g to %g", option, *text, low,
+                         high);
+    *text = end;
+    return true;
+}
+
 /* --correlation 0.2,0.1: with the texts' own scores if the statistics have them, or with labels. */
 static bool unlearn__masks_by_r(unlearn *u, tool_error *err)
 {
@@ -270,7 +284,7 @@ static bool unlearn__masks_by_r(unlearn *u, tool_error *err)
     do {
         if (u->n_thresholds == UNLEARN_THRESHOLDS)
             return tool_fail(err, "--correlation: at most %d thresholds", UNLEARN_THRESHOLDS);
-        if (!domains_number(&text, "correlation", -1, 1, &u->thresholds[u->n_thresholds++], err))
+        if (!unlearn__number(&text, "correlation", -1, 1, &u->thresholds[u->n_thresholds++], err))
             return false;
     } while (*text++ == ',');
     if (text[-1] != '\0')
@@ -509,9 +523,9 @@ static void unlearn__put_lines(const unlearn *u, tool_buffer *csv, const unlearn
                   run->nats[k] / log(2.0) / (double)label->bytes, unlearn__change(u, run, k),
                   unlearn_kinds[run->kind], (int)run->draw, (long long)u->seed,
                   (long long)run->experts, run->percent);
-        explore_put_csv(csv, name, strlen(name));
+        tool_put_csv(csv, name, strlen(name));
         tool_put(csv, ",", 1);
-        explore_put_csv(csv, label->name, strlen(label->name));
+        tool_put_csv(csv, label->name, strlen(label->name));
         tool_put(csv, "\n", 1);
     }
 }
@@ -530,7 +544,7 @@ static bool unlearn__save(const unlearn *u, tool_error *err)
         if (u->runs[k].nats != NULL) unlearn__put_lines(u, &csv, &u->runs[k]);
     tool_put(&csv, u->kept.data, u->kept.size);
     csv.failed = csv.failed || u->kept.failed;
-    ok = domains_write(u->csv, &csv, err);
+    ok = tool_write_file(u->csv, &csv, err);
     tool_buffer_free(&csv);
     return ok;
 }
