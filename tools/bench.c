@@ -308,7 +308,7 @@ static void count_needs(subject *s)
 static bool alloc_shares(subject *s, tool_error *err)
 {
     const monet_arch *a = monet_model_arch(s->model);
-    size_t groups = (size_t)((a->n_layers + a->moe_groups - 1) / a->moe_groups);
+    size_t groups = (size_t)run_routers(a);
 
     s->share[0] = tool_alloc(groups, sizeof(double), err);
     s->share[1] = tool_alloc(groups, sizeof(double), err);
@@ -335,7 +335,7 @@ static void add_routing(subject *s, const monet_session *session, size_t count)
 static void finish_shares(subject *s, double count)
 {
     const monet_arch *a = monet_model_arch(s->model);
-    int groups = (a->n_layers + a->moe_groups - 1) / a->moe_groups, g;
+    int groups = run_routers(a), g;
 
     s->pairs /= count * groups;
     for (g = 0; g < groups; g++) {
@@ -378,7 +378,7 @@ static bool expect_needs(subject *s, tool_error *err)
 {
     const monet_arch *a = monet_model_arch(s->model);
     double share = 1 - pow(1 - (double)a->moe_topk / a->moe_experts, a->moe_heads);
-    int groups = (a->n_layers + a->moe_groups - 1) / a->moe_groups, g;
+    int groups = run_routers(a), g;
 
     if (!alloc_shares(s, err)) return false;
     for (g = 0; g < groups; g++) s->share[0][g] = s->share[1][g] = share;
@@ -456,7 +456,7 @@ static bool make_edit(const figure *f, monet_edit **edit, tool_error *err)
 {
     const monet_arch *a = monet_model_arch(f->s->model);
     const int64_t all = (int64_t)a->moe_experts * a->moe_experts;
-    const int routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+    const int routers = run_routers(a);
     monet_error why = {{0}, MONET_OK};
     monet_result result;
     int r;

@@ -233,7 +233,7 @@ static bool open_expected(check *c, const char *path, tool_error *err)
     bool ok;
 
     if (!st_open(&c->file, path, err)) return false;
-    c->R = (c->arch->n_layers + c->arch->moe_groups - 1) / c->arch->moe_groups;
+    c->R = run_routers(c->arch);
     ok = open_tokens(c, &c->input, "tokens", 2, err);
     if (ok && c->input.count > 0) {
         c->B = c->input.expected->shape[0];

@@ -997,6 +997,12 @@ static TOOL_UNUSED void tool_progress_begin(tool_progress *progress, const char 
     progress->shown = false;
 }
 
+/* Nothing is shown: the next line is never due. Behind tool_progress_begin. */
+static TOOL_UNUSED void tool_progress_silence(tool_progress *progress)
+{
+    progress->last = 1e300;
+}
+
 static TOOL_UNUSED void tool_progress_update(tool_progress *progress, uint64_t done)
 {
     double now = tool_seconds(), spent = now - progress->start;

@@ -399,7 +399,7 @@ static bool score_file(evaluation *e, tool_error *err)
     memset(&e->now, 0, sizeof e->now);
     e->now.has_bytes = e->tokenizer != NULL;
     tool_progress_begin(&e->progress, "tokens scored", "tokens", (uint64_t)e->set.max_tokens);
-    if (e->set.quiet) e->progress.last = 1e300; /* the next line is never due */
+    if (e->set.quiet) tool_progress_silence(&e->progress);
     ok = is_token_file(e->path) ? score_token_file(e, err) : score_text(e, err);
     tool_progress_end(&e->progress);
     e->now.seconds = tool_seconds() - start - e->now.other_seconds;
@@ -540,7 +540,7 @@ static bool check_alike(evaluation *e, const monet_model *other, tool_error *err
         return tool_fail(err, "%.300s: has another tokenizer", e->set.compare);
     if (a->n_layers == b->n_layers && a->moe_groups == b->moe_groups &&
         a->moe_experts == b->moe_experts && a->moe_heads == b->moe_heads)
-        e->n_routers = (a->n_layers + a->moe_groups - 1) / a->moe_groups;
+        e->n_routers = run_routers(a);
     return true;
 }
 

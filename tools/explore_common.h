@@ -172,7 +172,7 @@ static TOOL_UNUSED bool explore_open(explore *e, const char *path, tool_error *e
     if (!run_load(path, &e->model, err)) return false;
     e->arch = monet_model_arch(e->model);
     e->tokenizer = monet_model_tokenizer(e->model);
-    e->n_groups = (e->arch->n_layers + e->arch->moe_groups - 1) / e->arch->moe_groups;
+    e->n_groups = run_routers(e->arch);
     if (e->tokenizer == NULL)
         return tool_fail(err, "%.300s: holds no tokenizer to read a text with", path);
     return true;

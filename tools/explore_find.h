@@ -284,7 +284,7 @@ static TOOL_UNUSED bool find__rank(find_run *r, const find_ranking *q, find_meas
 
     r->n_ranked = 0;
     tool_progress_begin(&progress, "experts looked at", "experts", total);
-    if (r->e->quiet) progress.last = 1e300; /* the next line is never due */
+    if (r->e->quiet) tool_progress_silence(&progress);
     for (at = 0; at < total && !explore_interrupted; at++) {
         if (at % 256 == 0) tool_progress_update(&progress, at);
         group = (int32_t)(at / (N * N));

@@ -185,7 +185,7 @@ static TOOL_UNUSED void pass__begin_progress(stats_pass *p)
     p->start = p->saved = tool_seconds();
     tool_progress_begin(&p->progress, p->label, p->set->max_windows > 0 ? "tokens" : NULL,
                         total > p->first ? total - p->first : 0);
-    if (p->e->quiet) p->progress.last = 1e300; /* the next line is never due */
+    if (p->e->quiet) tool_progress_silence(&p->progress);
 }
 
 static TOOL_UNUSED void pass__tell(stats_pass *p)

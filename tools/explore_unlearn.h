@@ -307,7 +307,7 @@ static bool unlearn__chance_pass(unlearn *u, unlearn_chance *c, const texts_conf
 
     if (!ok) return false;
     tool_progress_begin(&u->progress, "permuting", NULL, t.bytes);
-    if (u->e->quiet) u->progress.last = 1e300; /* the next line is never due */
+    if (u->e->quiet) tool_progress_silence(&u->progress);
     for (w.n = 1; ok && w.n > 0;) {
         ok = texts_next(&t, &w, err) && (!explore_interrupted || tool_fail(err, "interrupted"));
         if (!ok || w.n == 0 || !w.has_score) continue;

@@ -180,6 +180,12 @@ static TOOL_UNUSED void run_print_options(const run_option *options, size_t n)
     }
 }
 
+/* One router serves moe_groups layers. */
+static TOOL_UNUSED int32_t run_routers(const monet_arch *arch)
+{
+    return (arch->n_layers + arch->moe_groups - 1) / arch->moe_groups;
+}
+
 /* Processors of this machine that are on, 1 to 256. */
 static TOOL_UNUSED int64_t run_processors(void)
 {

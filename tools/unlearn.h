@@ -741,7 +741,7 @@ static bool unlearn__measure_all(unlearn *u, tool_error *err)
     pthread_mutex_init(&crew.lock, NULL);
     for (k = 0; k < u->n_runs; k++) missing += u->runs[k].nats == NULL;
     tool_progress_begin(&u->progress, "measuring", "windows", missing * u->n_windows);
-    if (u->e->quiet) u->progress.last = 1e300; /* the next line is never due */
+    if (u->e->quiet) tool_progress_silence(&u->progress);
     ok = workers != NULL && unlearn__start(&crew, workers, n, err);
     for (k = 0; ok && k < u->n_runs; k++)
         if (u->runs[k].nats == NULL) ok = unlearn__measure(&crew, workers, n, &u->runs[k], err);
